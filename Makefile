@@ -4,12 +4,72 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # torch first and alone: a plain requirement would let pip choose the newest build instead.
 TORCH  ?= torch==2.13.0
-NATIVE := CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name 'CMakeLists.txt')
+NATIVE := CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt)
+
+ENV    ?= serl_robots/PickCube-v0
+SEED   ?= 0
+DEMOS  := runs/demonstrations/pick_cube_20.pkl
+# Further flags of train_hybrid: make train ARGS="--image_keys front wrist --max_steps 300"
+ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup
+.PHONY: help setup train test lint format type test-cpp sanitize bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(READY) ## create .venv and install everything in it, the extension built
+
+$(READY): pyproject.toml robots/pyproject.toml $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e "robots[mujoco]" -e ".[sim,logging,dev]"
+	touch $@
+
+train: $(READY) ## record 20 demonstrations, then train the hybrid agent on PickCube (SEED=0, ARGS=...)
+	test -f $(DEMOS) || $(BIN)/python -m serl_fast.record_demos --env $(ENV) --num_demos 20 --output $(DEMOS)
+	$(BIN)/python -m serl_fast.train_hybrid --env $(ENV) --demo_paths $(DEMOS) --operator scripted --seed $(SEED) \
+	  --training_starts 300 --random_steps 0 --max_steps 60000 $(ARGS)
+
+test: $(READY) test-cpp ## run every test: native, then Python
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff, mypy, import contracts, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	find csrc -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/mypy
+
+format: $(READY) ## rewrite Python and C++ sources in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format -i
+
+type: $(READY) ## mypy alone
+	$(BIN)/mypy
+
+CMAKE  := $(BIN)/cmake
+CTEST  := $(BIN)/ctest
+NATIVE_FLAGS := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DSERL_FAST_BUILD_PYTHON=OFF -DSERL_FAST_BUILD_TESTS=ON
+
+test-cpp: $(READY) ## native unit tests
+	$(CMAKE) -S . -B build/native $(NATIVE_FLAGS) -DCMAKE_BUILD_TYPE=Release
+	$(CMAKE) --build build/native
+	$(CTEST) --test-dir build/native --output-on-failure
+
+sanitize: $(READY) ## native unit tests under ASan+UBSan and under TSan
+	$(CMAKE) -S . -B build/asan $(NATIVE_FLAGS) -DSERL_FAST_SANITIZE=address -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(CMAKE) --build build/asan
+	$(CTEST) --test-dir build/asan --output-on-failure
+	$(CMAKE) -S . -B build/tsan $(NATIVE_FLAGS) -DSERL_FAST_SANITIZE=thread -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(CMAKE) --build build/tsan
+	$(CTEST) --test-dir build/tsan --output-on-failure
+
+bench: $(READY) ## benchmarks, each beside its eager or NumPy twin
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=group
+
+clean: ## remove builds and caches; runs/ and .venv stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

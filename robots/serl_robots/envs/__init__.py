@@ -1,0 +1,1 @@
+"""Gymnasium environments; their ids are in `serl_robots.registration`."""

@@ -1,0 +1,1 @@
+"""One algorithm per file, each a function that returns a ``serl_fast.core.Agent``."""

@@ -1,0 +1,148 @@
+"""Hybrid SAC: SAC for the arm's continuous action, double DQN for what the grippers do.
+
+A full action is, for each arm, six continuous numbers and one gripper command in {-1 close, 0 stay, +1 open}.
+One gripper has 3 choices; two have 9 joint ones, g = 3 * left + right.
+
+The formulas are HIL-SERL's (``sac_hybrid_single.py``, ``sac_hybrid_dual.py``), one file here for any number of arms.
+Beyond the differences listed in ``serl_fast.agents.sac``: the target entropy counts the continuous dimensions alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from serl_fast.agents import sac
+from serl_fast.agents.sac import SACConfig
+from serl_fast.core import AdamConfig, Agent, Batch, Loss, Noise, Objective, Observations
+from serl_fast.networks.critic import GraspCritic
+
+ARM_DIM = 6
+CHOICES = 3  # close, stay, open
+
+
+def hybrid_sac(
+    state_dim: int,
+    grippers: int = 1,
+    image_keys: Sequence[str] = (),
+    config: SACConfig | None = None,
+) -> Agent:
+    """Build a hybrid SAC agent for ``grippers`` arms, each with a learned gripper.
+
+    Args:
+        state_dim: P, width of ``observations["state"]``; 0 when there is none.
+        grippers: number of arms, at least 1; the full action has 7 numbers for each.
+        image_keys: cameras, in the order in which their features are concatenated.
+        config: hyper-parameters.
+
+    Raises:
+        ValueError: no gripper, or nothing to observe.
+    """
+    if grippers < 1:
+        raise ValueError(f"grippers is {grippers}; hybrid SAC needs at least 1 (use sac() for a fixed gripper)")
+    config = config or SACConfig()
+    continuous_dim = ARM_DIM * grippers
+    networks = sac.build_networks(state_dim, continuous_dim, image_keys, config)
+    for name in ("grasp_critic", "target_grasp_critic"):
+        networks[name] = GraspCritic(
+            networks["encoder"].feature_size,
+            CHOICES**grippers,
+            config.hidden_widths,
+            activation=config.activation,
+        )
+    sac.copy_to_target(networks, "grasp_critic")
+
+    def continuous(actions: Tensor) -> Tensor:
+        return split_action(actions, grippers)[0]
+
+    return Agent(
+        networks=networks,
+        critic_step=(sac.critic_objective(config, continuous), grasp_critic_objective(grippers)),
+        actor_step=(sac.actor_objective(config, continuous_dim),),
+        targets=sac.target_updates(networks, config),
+        draw_noise=sac.noise_source(config, continuous_dim, networks),
+        prepare=sac.image_preparation(image_keys),
+        policy=hybrid_policy(grippers),
+        policy_networks=("encoder", "actor", "grasp_critic"),
+        action_dim=(ARM_DIM + 1) * grippers,
+        policy_noise_dim=continuous_dim,
+        optimizer=AdamConfig(config.learning_rate),
+        settings={
+            "algorithm": "hybrid_sac",
+            "state_dim": state_dim,
+            "grippers": grippers,
+            "image_keys": list(image_keys),
+            "config": dataclasses.asdict(config),
+        },
+    )
+
+
+def split_action(actions: Tensor, grippers: int) -> tuple[Tensor, Tensor]:
+    """Split full actions [B, 7 * grippers] into arms [B, 6 * grippers] and the joint gripper choice, int64 [B].
+
+    The choice of one gripper is round(command) + 1 in {0 close, 1 stay, 2 open}, halves rounded to even.
+    """
+    arms = actions.unflatten(-1, (grippers, ARM_DIM + 1))  # [B, grippers, 7]
+    commands = (arms[..., ARM_DIM].round() + 1).clamp(0, CHOICES - 1).long()  # [B, grippers]
+    choice = commands[..., 0]
+    for index in range(1, grippers):
+        choice = CHOICES * choice + commands[..., index]
+    return arms[..., :ARM_DIM].flatten(-2), choice
+
+
+def join_action(arms: Tensor, choice: Tensor, grippers: int) -> Tensor:
+    """The inverse of :func:`split_action`, with gripper commands in {-1, 0, 1}."""
+    commands = []
+    for _ in range(grippers):
+        commands.append(choice % CHOICES - 1)
+        choice = choice // CHOICES
+    command = torch.stack(commands[::-1], dim=-1).unsqueeze(-1).to(arms.dtype)  # [B, grippers, 1]
+    return torch.cat([arms.unflatten(-1, (grippers, ARM_DIM)), command], dim=-1).flatten(-2)
+
+
+def grasp_critic_objective(grippers: int) -> Objective:
+    """Double DQN over the gripper's choices.
+
+    g* = argmax_g Q_g(s'); y = r + grasp_penalty + discount * Q_target_g*(s'); loss = mean (Q_g(s) - y)^2.
+    The penalty for moving a gripper that is already there enters only here.
+
+    Source: van Hasselt et al. 2016; ``sac_hybrid_single.py`` of HIL-SERL.
+    """
+
+    def loss(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Loss:
+        with torch.no_grad():
+            next_observations = batch["next_observations"]
+            next_q = networks["grasp_critic"](networks["encoder"](next_observations))  # [B, G]
+            target_q = networks["target_grasp_critic"](networks["target_encoder"](next_observations))
+            best = next_q.argmax(-1, keepdim=True)
+            rewards = batch["rewards"] + batch["grasp_penalty"]
+            targets = rewards + batch["discounts"] * target_q.gather(-1, best).squeeze(-1)  # [B]
+        q_all = networks["grasp_critic"](networks["encoder"](batch["observations"]))
+        choice = split_action(batch["actions"], grippers)[1]
+        q = q_all.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
+        value = (q - targets).square().mean()
+        metrics = {
+            "loss": value.detach(),
+            "predicted_qs": q.detach().mean(),
+            "target_qs": targets.mean(),
+            "rewards": rewards.mean(),
+        }
+        return Loss(value, metrics)
+
+    return Objective("grasp_critic", loss, trains=("encoder", "grasp_critic"))
+
+
+def hybrid_policy(grippers: int) -> Callable[[nn.ModuleDict, Observations, Tensor | None], Tensor]:
+    """Arms from the Gaussian policy, grippers greedily from the grasp critic, as HIL-SERL acts."""
+
+    def policy(networks: nn.ModuleDict, observations: Observations, noise: Tensor | None) -> Tensor:
+        features = networks["encoder"](observations)
+        distribution = networks["actor"](features)
+        arms = distribution.mode if noise is None else distribution.sample(noise)[0]
+        choice = networks["grasp_critic"](features).argmax(-1)
+        return join_action(arms, choice, grippers)
+
+    return policy

@@ -1,0 +1,82 @@
+"""Command lines: one frozen dataclass per command, parsed by tyro, with the spellings of the manuals."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from serl_fast.errors import MissingExtraError, require
+
+Config = TypeVar("Config")
+
+
+def parse(
+    config: type[Config],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Config:
+    """Parse ``argv`` into ``config``.
+
+    Flags are the field names with underscores (hyphens work too). A boolean is set by ``--flag``, ``--no_flag``,
+    ``--flag=True`` or ``--flag False``. ``--preset NAME`` replaces defaults; flags given explicitly win.
+
+    Args:
+        config: a dataclass; its docstring's attributes become the help texts.
+        argv: arguments, by default the process's.
+        description: what the command does, shown by ``--help``.
+        presets: default values by preset name.
+    """
+    tyro = require("tyro", "sim")
+    arguments = plain_booleans(config, list(sys.argv[1:] if argv is None else argv))
+    default = None
+    if presets:
+        chosen = _option(arguments, "preset")
+        if chosen is not None and chosen in presets:
+            default = config(**presets[chosen])
+    parsed: Config = tyro.cli(config, args=arguments, description=description, default=default, use_underscores=True)
+    return parsed
+
+
+def plain_booleans(config: type[Any], arguments: list[str]) -> list[str]:
+    """Rewrite ``--flag=True`` and ``--flag False`` of boolean fields as ``--flag`` and ``--no_flag``."""
+    booleans = {f.name for f in dataclasses.fields(config) if f.type in (bool, "bool")}
+    rewritten: list[str] = []
+    index = 0
+    while index < len(arguments):
+        argument = arguments[index]
+        name, equals, value = argument.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if argument.startswith("--") and name in booleans:
+            if not equals and index + 1 < len(arguments) and arguments[index + 1].lower() in ("true", "false"):
+                index += 1
+                value = arguments[index]
+            argument = f"--no_{name}" if value.lower() == "false" else f"--{name}"
+        rewritten.append(argument)
+        index += 1
+    return rewritten
+
+
+def _option(arguments: Sequence[str], name: str) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument == f"--{name}" and index + 1 < len(arguments):
+            return arguments[index + 1]
+        match = re.fullmatch(rf"--{name}=(.*)", argument)
+        if match:
+            return match[1]
+    return None
+
+
+def main(run: Callable[[], int]) -> None:
+    """Run a command: a user's mistake is one line on stderr and exit status 2, not a traceback."""
+    try:
+        sys.exit(run())
+    except (ValueError, MissingExtraError, FileNotFoundError) as error:
+        if "--traceback" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,21 @@
+"""How an agent is run: eager or compiled, and at which precision. The only package that knows.
+
+    engine = Engine(agent, EngineConfig(execution="compiled"), seed=0)
+    metrics = engine.update(batch, with_actor=True)
+"""
+
+from serl_fast.engine.acting import PolicyRunner
+from serl_fast.engine.config import EngineConfig, default_execution
+from serl_fast.engine.engine import Engine, NonFiniteLossError, check_finite
+from serl_fast.engine.snapshot import PolicyPublisher, PolicySnapshot
+
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "NonFiniteLossError",
+    "PolicyPublisher",
+    "PolicyRunner",
+    "PolicySnapshot",
+    "check_finite",
+    "default_execution",
+]

@@ -1,0 +1,178 @@
+"""The engine: owns optimizer state, noise and the compiled step of one agent."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import types
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serl_fast.core import Agent, Batch, Observations, leaves
+from serl_fast.engine.config import EngineConfig
+from serl_fast.engine.step import AdamState, Step, build_step
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite; the message names the objective."""
+
+
+class Engine:
+    """Runs an agent's updates and its policy.
+
+    Args:
+        agent: what to minimise; its networks are moved to ``device`` and trained in place.
+        config: execution and precision.
+        seed: of the noise of updates and actions.
+        device: where the networks live and where batches must be.
+
+    Raises:
+        ValueError: ``config`` cannot run on ``device``.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        config: EngineConfig | None = None,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.agent = agent
+        self.config = config or EngineConfig()
+        self.device = torch.device(device)
+        self.config.check(self.device)
+        agent.networks.to(self.device)
+        self.updates = 0
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.adam = {}
+        for name in agent.trained_networks:
+            parameters = [p for p in agent.networks[name].parameters() if p.requires_grad]
+            if parameters:  # an encoder that only passes the state through has none
+                self.adam[name] = AdamState(parameters)
+        self._steps: dict[bool, Step] = {}
+        self._expected: dict[str, tuple[torch.Size, torch.dtype]] | None = None
+        if self.config.precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+
+    def update(self, batch: Batch, with_actor: bool = True) -> dict[str, Tensor]:
+        """Take one gradient step on ``batch``.
+
+        Args:
+            batch: tensors on the engine's device; the first batch fixes every shape and dtype.
+            with_actor: include the actor's objectives (once per ``critic_to_actor_ratio`` steps).
+
+        Returns:
+            Detached scalars on the device, named ``<objective>/<metric>``; reading them waits for the device.
+
+        Raises:
+            ValueError: a field's shape, dtype or device differs from the first batch's.
+        """
+        self._check(batch)
+        batch_size = batch["actions"].shape[0]
+        noise = self.agent.draw_noise(self.generator, batch_size, self.device)
+        step = self._steps.get(with_actor)
+        if step is None:
+            step = self._steps[with_actor] = self._build(with_actor)
+        metrics = step(batch, noise)
+        self.updates += 1
+        return metrics
+
+    def act(self, observations: Observations, deterministic: bool = False) -> Tensor:
+        """Actions [B, A] for ``observations``: the mode, or a sample from the engine's generator."""
+        noise = None
+        if not deterministic:
+            batch_size = next(iter(observations.values())).shape[0]
+            size = (batch_size, self.agent.policy_noise_dim)
+            noise = torch.randn(size, generator=self.generator, device=self.device)
+        with torch.no_grad():
+            return self.agent.policy(self.agent.networks, observations, noise)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimizer state, generator state and update count: all that continuing needs."""
+        return {
+            "updates": self.updates,
+            "generator": self.generator.get_state(),
+            "networks": self.agent.networks.state_dict(),
+            "adam": {name: [t.clone() for t in state.tensors()] for name, state in self.adam.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`; values are copied into place, so compiled steps stay valid.
+
+        Raises:
+            ValueError: the optimizer state belongs to other networks.
+            RuntimeError: the network weights do not fit (torch's own message).
+        """
+        self.agent.networks.load_state_dict(state["networks"])
+        if set(state["adam"]) != set(self.adam):
+            raise ValueError(f"the checkpoint trains {sorted(state['adam'])}; this agent trains {sorted(self.adam)}")
+        for name, adam in self.adam.items():
+            for mine, saved in zip(adam.tensors(), state["adam"][name], strict=True):
+                mine.copy_(saved)
+        self.generator.set_state(state["generator"].cpu())
+        self.updates = state["updates"]
+
+    def _build(self, with_actor: bool) -> Step:
+        step = build_step(self.agent, self.adam, self._autocast(), with_actor=with_actor)
+        if self.config.execution == "eager":
+            return step
+        # Lets dynamo trace autograd.grad inside the step, which makes the step ONE graph (torch >= 2.11).
+        torch._dynamo.config.trace_autograd_ops = True
+        return torch.compile(_with_own_code(step), fullgraph=True, dynamic=False)
+
+    def _autocast(self) -> Any:
+        if self.config.precision != "bfloat16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _check(self, batch: Batch) -> None:
+        """Compare every field with the first batch's, and its device with the engine's."""
+        found = {}
+        for name, tensor in leaves(batch):
+            if tensor.device != self.device:
+                raise ValueError(f"field {name!r} is on {tensor.device}; this engine runs on {self.device}")
+            found[name] = (tensor.shape, tensor.dtype)
+        if self._expected is None:
+            self._expected = found
+        elif found != self._expected:
+            for name in self._expected.keys() | found.keys():
+                expected, came = self._expected.get(name), found.get(name)
+                if expected != came:
+                    raise ValueError(
+                        f"field {name!r} is {_describe(came)}; the step was built for {_describe(expected)}; "
+                        "keep the batch size and fields fixed, or build a new Engine"
+                    )
+
+
+def check_finite(metrics: dict[str, float], updates: int) -> None:
+    """Raise if a logged loss is not a finite number.
+
+    Raises:
+        NonFiniteLossError: names the objective, the value and the update.
+    """
+    for name, value in metrics.items():
+        if name.endswith("/loss") and not math.isfinite(value):
+            raise NonFiniteLossError(
+                f"{name} is {value} at update {updates}; lower the learning rate or look for bad data in the batch"
+            )
+
+
+def _with_own_code(function: Any) -> Any:
+    """The same function with a code object of its own.
+
+    Dynamo counts recompilations per code object, and every engine's step shares one: without this the ninth engine of a
+    process would be refused.
+    """
+    return types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
+    )
+
+
+def _describe(entry: tuple[torch.Size, torch.dtype] | None) -> str:
+    if entry is None:
+        return "absent"
+    shape, dtype = entry
+    return f"{str(dtype).removeprefix('torch.')}{list(shape)}"

@@ -1,0 +1,206 @@
+"""Build an environment by its gymnasium id, with observations and actions as the loop expects them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from serl_fast.envs.setup_modes import ARM_DIM, SetupMode
+
+Operator = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
+
+
+def make_env(
+    env_id: str,
+    image_keys: Sequence[str] = (),
+    setup_mode: SetupMode | None = None,
+    *,
+    operator: Operator | None = None,
+    render_mode: str | None = None,
+) -> gymnasium.Env[Any, Any]:
+    """Build ``env_id`` and adapt it.
+
+    Args:
+        env_id: any gymnasium id; ``module:Id-v0`` imports ``module`` first.
+        image_keys: cameras to keep; passed on to environments whose constructor takes ``image_keys``.
+        setup_mode: the action layout to check against; a fixed-gripper mode on an environment with gripper commands
+            holds the gripper still.
+        operator: wraps the bare environment with a human or scripted operator, who sets ``info["intervene_action"]``.
+        render_mode: as in gymnasium, for environments that take it.
+
+    Returns:
+        An environment whose observations are a flat dict: ``state`` float32 [P] and each camera uint8 [H, W, C].
+
+    Raises:
+        ValueError: unknown id, a missing camera, or an action space of another width.
+    """
+    env = _build(env_id, image_keys, render_mode)
+    if operator is not None:
+        env = operator(env)
+    if setup_mode is not None:
+        env = _fit_action(env, env_id, setup_mode)
+    return FlatObservations(env, image_keys)
+
+
+OPERATORS = {"scripted": "serl_robots.operators:ScriptedOperator"}
+
+
+def load_operator(name: str) -> Operator | None:
+    """The operator's wrapper for a flag's value: "none", "scripted", or module:callable.
+
+    Raises:
+        ValueError: the module or its attribute is not there.
+    """
+    if name == "none":
+        return None
+    module, separator, attribute = OPERATORS.get(name, name).partition(":")
+    try:
+        if not separator:
+            raise ValueError("no ':' in it")
+        operator: Operator = getattr(importlib.import_module(module), attribute)
+        return operator
+    except (ImportError, AttributeError, ValueError) as error:
+        accepted = ", ".join(["none", *OPERATORS, "module:callable"])
+        raise ValueError(f"operator {name!r} can not be loaded ({error}); accepted: {accepted}") from error
+
+
+def _build(env_id: str, image_keys: Sequence[str], render_mode: str | None) -> gymnasium.Env[Any, Any]:
+    kwargs: dict[str, Any] = {}
+    try:
+        if ":" in env_id:  # find_spec with a module prefix imports the module, which registers its environments
+            spec = gymnasium.spec(env_id)
+        else:
+            import_plugins(env_id)
+            spec = gymnasium.spec(env_id)
+        accepted = inspect.signature(_entry_point(spec)).parameters
+        if image_keys and "image_keys" in accepted:
+            kwargs["image_keys"] = tuple(image_keys)
+        if render_mode and "render_mode" in accepted:
+            kwargs["render_mode"] = render_mode
+        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
+        raise ValueError(f"environment {env_id!r} can not be built: {error}") from error
+
+
+def import_plugins(env_id: str) -> None:
+    """Import the package that an id's namespace names, so that ``package/Id-v0`` works without a prefix."""
+    namespace = env_id.partition("/")[0] if "/" in env_id else ""
+    if namespace and env_id not in gymnasium.registry:
+        try:
+            __import__(namespace)
+        except ModuleNotFoundError as error:
+            if error.name != namespace:
+                raise
+
+
+def _entry_point(spec: gymnasium.envs.registration.EnvSpec) -> Callable[..., Any]:
+    entry_point = spec.entry_point
+    if isinstance(entry_point, str):
+        return gymnasium.envs.registration.load_env_creator(entry_point)
+    if entry_point is None:
+        raise ValueError(f"environment {spec.id!r} has no entry point")
+    return entry_point
+
+
+def _fit_action(env: gymnasium.Env[Any, Any], env_id: str, mode: SetupMode) -> gymnasium.Env[Any, Any]:
+    space = env.action_space
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise ValueError(f"{env_id} has action space {space}; a Box of one axis is needed")
+    width = space.shape[0]
+    if width == mode.action_dim:
+        return env
+    if not mode.learned_gripper and width == (ARM_DIM + 1) * mode.arms:
+        return FixedGripper(env, mode.arms)
+    raise ValueError(
+        f"{env_id} takes actions of width {width}; setup mode {mode.name!r} needs {mode.action_dim}"
+        + ("" if mode.learned_gripper else f" (or {(ARM_DIM + 1) * mode.arms}, gripper held still)")
+    )
+
+
+class FixedGripper(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Hold every gripper still: the policy sees six numbers per arm, the environment gets a seventh, 0."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], arms: int) -> None:
+        super().__init__(env)
+        self._arms = arms
+        self.action_space = spaces.Box(-1.0, 1.0, (ARM_DIM * arms,), np.float32)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Add the zero gripper commands; an operator's action is returned without its own."""
+        arms = np.asarray(action, np.float32).reshape(self._arms, ARM_DIM)
+        full = np.concatenate([arms, np.zeros((self._arms, 1), np.float32)], axis=1)
+        observation, reward, terminated, truncated, info = self.env.step(full.ravel())
+        if "intervene_action" in info:
+            executed = np.asarray(info["intervene_action"], np.float32).reshape(self._arms, ARM_DIM + 1)
+            info = {**info, "intervene_action": executed[:, :ARM_DIM].ravel()}
+        return observation, reward, bool(terminated), bool(truncated), info
+
+
+class FlatObservations(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Observations as a flat dict of ``state`` float32 [P] and the chosen cameras uint8 [H, W, C].
+
+    A Box observation is the state. Of a Dict, ``state`` (a Box, or a Dict joined in alphabetical order as SERL does) is
+    kept with the cameras in ``image_keys``; without a ``state`` all float boxes are joined. Cameras that were not asked
+    for are dropped before anything is stored. A leading time axis of 1 is removed.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], image_keys: Sequence[str]) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        fields = dict(space.spaces) if isinstance(space, spaces.Dict) else {"state": space}
+        missing = [key for key in image_keys if key not in fields]
+        if missing:
+            raise ValueError(f"the environment has no camera {missing}; its observations are {sorted(fields)}")
+        self._image_keys = tuple(image_keys)
+        self._state_keys = _state_keys(fields)
+        sizes = [spaces.flatdim(fields[key]) for key in self._state_keys]
+        self.state_dim = sum(sizes)
+        flat: dict[str, spaces.Space[Any]] = {}
+        if self.state_dim:
+            flat["state"] = spaces.Box(-np.inf, np.inf, (self.state_dim,), np.float32)
+        for key in image_keys:
+            shape = _squeeze(np.empty(fields[key].shape or (), np.uint8)).shape
+            if fields[key].dtype != np.uint8 or len(shape) != 3:
+                raise ValueError(f"camera {key!r} is {fields[key]}; uint8 images [H, W, C] are needed")
+            flat[key] = spaces.Box(0, 255, shape, np.uint8)
+        if not flat:
+            raise ValueError(f"nothing to observe: no state and no image_keys; the environment offers {sorted(fields)}")
+        self._source = space
+        self.observation_space = spaces.Dict(flat)
+
+    def observation(self, observation: Any) -> dict[str, np.ndarray]:
+        """Convert one observation; arrays are copied, since environments may reuse theirs."""
+        fields = observation if isinstance(self._source, spaces.Dict) else {"state": observation}
+        flat: dict[str, np.ndarray] = {}
+        if self._state_keys:
+            parts = [_flatten(fields[key]) for key in self._state_keys]
+            flat["state"] = np.concatenate(parts)
+        for key in self._image_keys:
+            flat[key] = _squeeze(np.array(fields[key], np.uint8))
+        return flat
+
+
+def _state_keys(fields: dict[str, spaces.Space[Any]]) -> tuple[str, ...]:
+    if "state" in fields:
+        return ("state",)
+    return tuple(
+        sorted(key for key, s in fields.items() if isinstance(s, spaces.Box) and np.issubdtype(s.dtype, np.floating))
+    )
+
+
+def _flatten(value: Any) -> np.ndarray:
+    """Join a value, or a dict's values in alphabetical order, into float32 [P]."""
+    if isinstance(value, dict):
+        return np.concatenate([_flatten(value[key]) for key in sorted(value)])
+    return np.array(value, np.float32).ravel()
+
+
+def _squeeze(image: np.ndarray) -> np.ndarray:
+    """Drop the time axis of 1 that HIL-SERL's environments put before an image."""
+    return image[0] if image.ndim == 4 and image.shape[0] == 1 else image

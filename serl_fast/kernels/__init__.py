@@ -1,0 +1,1 @@
+"""Kernels: one file each, a plain PyTorch reference, a Triton kernel and the function that chooses."""

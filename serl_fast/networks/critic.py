@@ -1,0 +1,84 @@
+"""Critics: an ensemble of Q(s, a) with stacked parameters, and the gripper's Q over its few choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from serl_fast.networks.mlp import MLP, StackedLayerNorm, StackedLinear, activation, linear
+
+
+class CriticEnsemble(nn.Module):
+    """E action-value functions of a feature vector and an action.
+
+    Each member is (Dense -> LayerNorm -> activation) per width, then a Dense(1) head of its own. HIL-SERL shares one
+    head between all members, which its users report to be worse (rail-berkeley/hil-serl issue 33); here each has one.
+
+    Args:
+        features: width D of the encoded observation.
+        action_dim: width A of the (continuous) action.
+        widths: hidden widths.
+        members: ensemble size E.
+        layer_norm: LayerNorm before each activation.
+        activation: "tanh" or "relu".
+
+    Source: ``serl_launcher/networks/actor_critic_nets.py``; REDQ (Chen et al. 2021) for the ensemble.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        action_dim: int,
+        widths: Sequence[int] = (256, 256),
+        *,
+        members: int = 2,
+        layer_norm: bool = True,
+        activation: str = "tanh",
+    ) -> None:
+        super().__init__()
+        sizes = [features + action_dim, *widths]
+        self.members = members
+        self.activation = activation
+        self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.norms = nn.ModuleList(StackedLayerNorm(members, width) for width in widths if layer_norm)
+        self.head = StackedLinear(members, sizes[-1], 1)
+
+    def forward(self, features: Tensor, actions: Tensor, members: Tensor | None = None) -> Tensor:
+        """Q values.
+
+        Args:
+            features: float [B, D].
+            actions: float [B, A].
+            members: int64 [M], the members to evaluate; all E when absent.
+
+        Returns:
+            float [E, B], or [M, B].
+        """
+        count = self.members if members is None else members.shape[0]
+        x = torch.cat([features, actions], dim=-1).expand(count, -1, -1)  # [E, B, D + A]
+        for index, layer in enumerate(self.layers):
+            x = layer(x, members)
+            if len(self.norms):
+                x = self.norms[index](x, members)
+            x = activation(self.activation, x)
+        return self.head(x, members).squeeze(-1)  # [E, B]
+
+
+class GraspCritic(nn.Module):
+    """Q over the gripper's choices (close, stay, open): 3 for one gripper, 9 = 3 * 3 for two.
+
+    The second layer is linear, without norm, as in the original (its ``activate_final`` stays off for this network).
+    """
+
+    def __init__(
+        self, features: int, choices: int, widths: Sequence[int] = (256, 256), *, activation: str = "tanh"
+    ) -> None:
+        super().__init__()
+        self.trunk = MLP(features, widths, activate_final=False, activation=activation)
+        self.head = linear(widths[-1], choices)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [B, D] to [B, G]."""
+        return self.head(self.trunk(features))

@@ -1,0 +1,244 @@
+"""The frozen ResNet-10 image trunk of SERL and HIL-SERL, and the reader of its pretrained parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from serl_fast.data import safe_pickle
+
+GROUPS = 4
+GROUP_NORM_EPSILON = 1e-5
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+BLOCK_FILTERS = (64, 128, 256, 512)
+
+# A normal distribution cut at two standard deviations has this standard deviation.
+_TRUNCATED_STD = 0.87962566103423978
+
+
+def truncated_normal_(weight: Tensor, fan_in: int, scale: float = 1.0) -> Tensor:
+    """Fill with a normal of variance ``scale / fan_in``, cut at two standard deviations (of the uncut
+    normal).
+
+    ``scale`` 1 is "LeCun normal", 2 is "Kaiming normal", as flax defines them.
+
+    Args:
+        weight: any shape, filled in place.
+        fan_in: inputs that reach one output.
+        scale: variance gain.
+
+    Returns:
+        ``weight``.
+    """
+    std = (scale / fan_in) ** 0.5 / _TRUNCATED_STD
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def same_padding(height: int, width: int, kernel: int, stride: int) -> tuple[int, int, int, int]:
+    """TensorFlow's and JAX's "SAME" padding, in the order of ``F.pad``: (left, right, top, bottom).
+
+    The output has ceil(size / stride) positions; an odd amount puts the extra row after the image. For stride
+    2 and an even size that is (0, 1), where torch's ``padding=1`` would shift every window by a pixel.
+    """
+
+    def pair(size: int) -> tuple[int, int]:
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        return total // 2, total - total // 2
+
+    return (*pair(width), *pair(height))
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution without bias and with "SAME" padding; Kaiming-normal (truncated) weights."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, stride, bias=False)
+        self.kernel, self.step = kernel, stride
+        truncated_normal_(self.weight, fan_in=inputs * kernel * kernel, scale=2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, inputs, H, W] to [N, outputs, ceil(H / stride), ceil(W / stride)]."""
+        left, right, top, bottom = same_padding(x.shape[-2], x.shape[-1], self.kernel, self.step)
+        if (left, top) == (right, bottom):  # symmetric: the convolution pads by itself, without a copy
+            return F.conv2d(x, self.weight, stride=self.step, padding=(top, left))
+        return F.conv2d(F.pad(x, (left, right, top, bottom)), self.weight, stride=self.step)
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(GROUPS, channels, eps=GROUP_NORM_EPSILON)
+
+
+class ResNetBlock(nn.Module):
+    """relu(skip(x) + norm2(conv2(relu(norm1(conv1(x)))))); the skip is projected where the shape changes."""
+
+    def __init__(self, inputs: int, filters: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = SameConv2d(inputs, filters, 3, stride)
+        self.norm1 = _group_norm(filters)
+        self.conv2 = SameConv2d(filters, filters, 3)
+        self.norm2 = _group_norm(filters)
+        projected = stride != 1 or inputs != filters
+        self.projection = SameConv2d(inputs, filters, 1, stride) if projected else nn.Identity()
+        self.projection_norm = _group_norm(filters) if projected else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, inputs, H, W] to [N, filters, ceil(H / stride), ceil(W / stride)]."""
+        residual = F.relu(self.norm1(self.conv1(x)))
+        residual = self.norm2(self.conv2(residual))
+        return F.relu(self.projection_norm(self.projection(x)) + residual)
+
+
+class ResNet10(nn.Module):
+    """Images -> the last feature map of a ResNet-10 with GroupNorm, frozen unless asked otherwise.
+
+    resize -> (x / 255 - mean) / std -> conv 7x7 stride 2 -> GroupNorm -> relu -> max-pool 3x3 stride 2 ->
+    four blocks of 64, 128, 256, 512 filters, the last three with stride 2. About 0.29 GMAC for a 128 x 128
+    image.
+
+    Args:
+        image_size: (height, width) that images are resized to, pixels.
+        frozen: parameters take no gradient and the forward pass records none.
+
+    Source: ``serl_launcher/vision/resnet_v1.py`` ("resnetv1-10-frozen", the output before pooling).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, image_size: tuple[int, int] = (128, 128), *, frozen: bool = True) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.frozen = frozen
+        self.conv_init = nn.Conv2d(3, BLOCK_FILTERS[0], 7, stride=2, padding=3, bias=False)
+        truncated_normal_(self.conv_init.weight, fan_in=3 * 7 * 7, scale=2.0)
+        self.norm_init = _group_norm(BLOCK_FILTERS[0])
+        inputs = (BLOCK_FILTERS[0], *BLOCK_FILTERS[:-1])
+        self.blocks = nn.ModuleList(
+            ResNetBlock(i, o, stride=1 if n == 0 else 2)
+            for n, (i, o) in enumerate(zip(inputs, BLOCK_FILTERS, strict=True))
+        )
+        # In units of the stored bytes, so that normalising is one subtraction and one division.
+        self.register_buffer("mean", 255.0 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255.0 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.requires_grad_(not frozen)
+        # NHWC images are channels_last tensors already: with weights to match nothing is transposed.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        """Shape (h, w, C) of one feature map: (4, 4, 512) for 128 x 128 images."""
+        height, width = (-(-size // 32) for size in self.image_size)
+        return height, width, BLOCK_FILTERS[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: uint8 [..., H, W, 3], 0 to 255, RGB; other sizes than ``image_size`` are resized.
+
+        Returns:
+            Feature maps, float [..., h, w, 512], channels last.
+
+        Raises:
+            ValueError: the images are not uint8 or have no three channels.
+        """
+        if images.dtype != torch.uint8 or images.dim() < 3 or images.shape[-1] != 3:
+            raise ValueError(
+                f"images are {images.dtype} {tuple(images.shape)}; "
+                "the trunk takes torch.uint8 [..., height, width, 3]"
+            )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            x = self.features(self.normalise(images.flatten(0, -4) if images.dim() > 3 else images[None]))
+        return x.permute(0, 2, 3, 1).reshape(*images.shape[:-3], *self.feature_shape)
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Bilinear, antialiased when shrinking, not rounded: uint8 [N, H, W, 3] -> float32 [N, 3, h, w]."""
+        x = images.permute(0, 3, 1, 2).float()
+        if x.shape[-2:] == self.image_size:
+            return x
+        return F.interpolate(x, self.image_size, mode="bilinear", align_corners=False, antialias=True)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Resize, then normalise with ImageNet's mean and std: uint8 [N, H, W, 3] -> float32 [N, 3, h, w]."""
+        return (self.resize(images) - self.mean) / self.std
+
+    def features(self, x: Tensor) -> Tensor:
+        """The network proper: normalised images [N, 3, H, W] -> [N, 512, H / 32, W / 32]."""
+        x = F.relu(self.norm_init(self.conv_init(x)))
+        padding = same_padding(x.shape[-2], x.shape[-1], kernel=3, stride=2)
+        x = F.max_pool2d(F.pad(x, padding, value=float("-inf")), kernel_size=3, stride=2)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def _leaf_names() -> Iterator[tuple[str, str]]:
+    """Pairs of (path in the parameter file, name in the module)."""
+    yield "conv_init/kernel", "conv_init.weight"
+    yield from _norm_names("norm_init", "norm_init")
+    for i in range(len(BLOCK_FILTERS)):
+        source, target = f"ResNetBlock_{i}", f"blocks.{i}"
+        for j in (0, 1):
+            yield f"{source}/Conv_{j}/kernel", f"{target}.conv{j + 1}.weight"
+            yield from _norm_names(f"{source}/MyGroupNorm_{j}", f"{target}.norm{j + 1}")
+        if i > 0:
+            yield f"{source}/conv_proj/kernel", f"{target}.projection.weight"
+            yield from _norm_names(f"{source}/norm_proj", f"{target}.projection_norm")
+
+
+def _norm_names(source: str, target: str) -> Iterator[tuple[str, str]]:
+    yield f"{source}/scale", f"{target}.weight"
+    yield f"{source}/bias", f"{target}.bias"
+
+
+def load_resnet10_params(module: ResNet10, parameters: Mapping[str, Any] | str | Path) -> None:
+    """Copy pretrained parameters into the trunk; nothing is changed unless all of them fit.
+
+    Args:
+        module: the trunk to fill.
+        parameters: the nested dict ``{conv_init: {kernel}, norm_init: {scale, bias}, ResNetBlock_i: {...}}``
+            of float arrays with convolution kernels as [height, width, in, out], or the pickle file that
+            holds it (``resnet10_params.pkl`` of SERL). Further top-level keys are ignored, as in the
+            original.
+
+    Raises:
+        ValueError: the file holds anything but arrays in containers, or a parameter is missing or has another
+            shape.
+
+    Source: ``serl_launcher/utils/train_utils.py::load_resnet10_params``.
+    """
+    source = "the given parameters"
+    if isinstance(parameters, (str, Path)):
+        source = str(parameters)
+        parameters = safe_pickle.load(parameters)
+        if not isinstance(parameters, Mapping):
+            raise ValueError(
+                f"{source} holds a {type(parameters).__name__}; expected a dict of ResNet-10 parameters"
+            )
+    state = module.state_dict()
+    loaded: dict[str, Tensor] = {}
+    for path, name in _leaf_names():
+        leaf: Any = parameters
+        for key in path.split("/"):
+            if not isinstance(leaf, Mapping) or key not in leaf:
+                raise ValueError(f"{source}: parameter {path!r} is missing")
+            leaf = leaf[key]
+        value = torch.from_numpy(np.array(leaf, dtype=np.float32))
+        if value.dim() == 4:
+            value = value.permute(3, 2, 0, 1)  # HWIO -> OIHW
+        if value.shape != state[name].shape:
+            expected = tuple(
+                state[name].permute(2, 3, 1, 0).shape if state[name].dim() == 4 else state[name].shape
+            )
+            raise ValueError(
+                f"{source}: parameter {path!r} has shape {np.shape(leaf)}; the trunk takes {expected}"
+            )
+        loaded[name] = value
+    module.load_state_dict(loaded)

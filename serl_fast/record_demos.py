@@ -1,0 +1,132 @@
+"""Record demonstrations: a scripted expert, or anyone who intervenes, until enough episodes have succeeded.
+
+    python -m serl_fast.record_demos --env serl_robots/PickCube-v0 --num_demos 20 --output demos.pkl
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from serl_fast.cli import main, parse
+from serl_fast.data.demonstrations import save_demonstrations
+from serl_fast.envs import SETUP_MODES, SetupModeName, load_operator, make_env
+from serl_fast.errors import require
+from serl_fast.evaluation import succeeded
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordDemosConfig:
+    """Flags of ``record_demos``.
+
+    Attributes:
+        env: any gymnasium id; ``module:Id-v0`` imports ``module`` first.
+        num_demos: successful episodes to record; others are dropped.
+        output: the pickle to write; by default runs/demonstrations/<env>_<N>_demos_<time>.pkl.
+        image_keys: cameras to record.
+        setup_mode: arms and grippers; by default whatever the environment takes.
+        operator: "scripted" for the environment's scripted expert, or module:callable that wraps the environment
+            and sets info["intervene_action"]; where it does not, the arm is held still.
+        noise: standard deviation of the scripted expert's motion noise, in units of the action.
+        max_episodes: give up after so many episodes.
+        seed: of episodes and noise.
+    """
+
+    env: str = "serl_robots/PickCube-v0"
+    num_demos: int = 20
+    output: Path | None = None
+    image_keys: tuple[str, ...] = ()
+    setup_mode: SetupModeName | None = None
+    operator: str = "scripted"
+    noise: float = 0.1
+    max_episodes: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_demos < 1:
+            raise ValueError(f"num_demos is {self.num_demos}; it must be at least 1")
+        if not self.noise >= 0:
+            raise ValueError(f"noise is {self.noise}; it must not be negative")
+
+
+def record(config: RecordDemosConfig) -> Path:
+    """Record, write the file, and return its path.
+
+    Raises:
+        ValueError: fewer than ``num_demos`` of ``max_episodes`` episodes succeeded; those that did are saved.
+    """
+    mode = SETUP_MODES[config.setup_mode] if config.setup_mode else None
+    scripted = config.operator == "scripted"
+    operator = None if scripted else load_operator(config.operator)
+    env = make_env(config.env, config.image_keys, mode, operator=operator)
+    policy = None
+    if scripted:
+        policy = require("serl_robots.experts", "sim").expert(env, noise=config.noise, seed=config.seed)
+    transitions: list[dict[str, Any]] = []
+    demos = episodes = 0
+    while demos < config.num_demos and episodes < config.max_episodes:
+        episode, success = _episode(env, policy, seed=config.seed + episodes)
+        episodes += 1
+        if success:
+            demos += 1
+            transitions += episode
+        print(
+            f"episode {episodes}: {len(episode)} steps, {'success' if success else 'dropped'}; "
+            f"{demos}/{config.num_demos} demonstrations"
+        )
+    output = config.output or _default_output(config, demos)
+    if transitions:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_demonstrations(output, transitions)
+    if demos < config.num_demos:
+        kept = f"; they are in {output}" if transitions else ""
+        raise ValueError(f"{demos} of {episodes} episodes succeeded, {config.num_demos} were asked for{kept}")
+    print(f"{demos} demonstrations, {len(transitions)} transitions: {output}")
+    return output
+
+
+def _episode(env: gymnasium.Env[Any, Any], policy: Any, seed: int) -> tuple[list[dict[str, Any]], bool]:
+    """One episode's transitions with the executed actions, and whether it succeeded."""
+    transitions: list[dict[str, Any]] = []
+    observation, _ = env.reset(seed=seed)
+    success = done = False
+    still = np.zeros(env.action_space.shape or (), np.float32)
+    while not done:
+        action = still if policy is None else policy(observation)
+        following, reward, terminated, truncated, info = env.step(action)
+        transitions.append(
+            {
+                "observations": observation,
+                "actions": np.asarray(info.get("intervene_action", action), np.float32),
+                "next_observations": following,
+                "rewards": np.float32(reward),
+                "terminated": bool(terminated),
+                "truncated": bool(truncated),
+                "grasp_penalty": np.float32(info.get("grasp_penalty", 0.0)),
+            }
+        )
+        success = success or succeeded(float(reward), bool(terminated), info)
+        done = bool(terminated or truncated)
+        observation = following
+    return transitions, success
+
+
+def _default_output(config: RecordDemosConfig, demos: int) -> Path:
+    name = config.env.rpartition("/")[2].rpartition(":")[2]
+    return Path("runs/demonstrations") / f"{name}_{demos}_demos_{time.strftime('%Y-%m-%d_%H-%M-%S')}.pkl"
+
+
+def run(argv: list[str] | None = None) -> int:
+    """Parse and record; the exit status."""
+    record(parse(RecordDemosConfig, argv, description=__doc__ or ""))
+    return 0
+
+
+if __name__ == "__main__":
+    main(lambda: run(sys.argv[1:]))

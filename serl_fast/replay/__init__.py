@@ -1,0 +1,7 @@
+"""Replay: the store of transitions, and the mixture of several stores in one batch."""
+
+from serl_fast.replay.mixture import Mixture
+from serl_fast.replay.schema import Field, Schema
+from serl_fast.replay.store import ReplayStore
+
+__all__ = ["Field", "Mixture", "ReplayStore", "Schema"]

@@ -1,0 +1,136 @@
+"""The step's parts against torch's own optimizer and plain arithmetic."""
+
+import pytest
+import torch
+from torch import nn
+
+from serl_fast.core import AdamConfig, Agent, Loss, Objective, TargetUpdate
+from serl_fast.engine import Engine, EngineConfig, NonFiniteLossError, check_finite
+from serl_fast.engine.step import AdamState, adam_step
+
+
+def test_adam_equals_torch_adam():
+    torch.manual_seed(0)
+    mine = [nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(5))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in mine]
+    config = AdamConfig(learning_rate=1e-2)
+    optimizer = torch.optim.Adam(theirs, lr=1e-2)
+    state = AdamState(mine)
+    for _ in range(20):
+        gradients = [torch.randn_like(p) * 10 ** torch.randn(()) for p in mine]
+        for parameter, gradient in zip(theirs, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+        with torch.no_grad():
+            adam_step(state, gradients, config)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=5e-7)  # float32 rounding, 20 steps
+
+
+def quadratic_agent() -> Agent:
+    """Two objectives pull the shared weight towards 1 and 3; the actor's weight towards the shared one."""
+
+    def weight(value: float) -> nn.Linear:
+        layer = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(layer.weight, value)
+        return layer
+
+    networks = nn.ModuleDict({name: weight(0.0) for name in ("shared", "target", "actor")})
+    networks["target"].requires_grad_(False)
+
+    def towards(goal: float) -> Objective:
+        def loss(networks, batch, noise):
+            value = (networks["shared"].weight - goal).square().sum()
+            return Loss(value, {"loss": value.detach()})
+
+        return Objective(f"towards_{goal:g}", loss, ("shared",))
+
+    def follow(networks, batch, noise):
+        value = (networks["actor"].weight - networks["shared"].weight.detach()).square().sum()
+        return Loss(value, {"loss": value.detach(), "noise": noise["x"].mean()})
+
+    return Agent(
+        networks=networks,
+        critic_step=(towards(1.0), towards(3.0)),
+        actor_step=(Objective("actor", follow, ("actor",)),),
+        targets=(TargetUpdate("shared", "target", 0.25),),
+        draw_noise=lambda generator, size, device: {"x": torch.randn(size, generator=generator)},
+        policy=lambda networks, observations, noise: networks["actor"](observations["state"]),
+        policy_networks=("actor",),
+        action_dim=1,
+        policy_noise_dim=1,
+        optimizer=AdamConfig(0.1),
+    )
+
+
+BATCH = {"actions": torch.zeros(4, 1)}
+
+
+@pytest.mark.parametrize("execution", ["eager", "compiled"])
+def test_order_of_one_update(execution):
+    engine = Engine(quadratic_agent(), EngineConfig(execution))
+    networks = engine.agent.networks
+    metrics = engine.update(BATCH, with_actor=False)
+    # ONE Adam step on the summed gradient: its first step has size lr whatever the gradient.
+    assert networks["shared"].weight.item() == pytest.approx(0.1, abs=1e-6)
+    assert networks["target"].weight.item() == pytest.approx(0.025, abs=1e-6)
+    assert networks["actor"].weight.item() == 0.0  # nothing moves that was not asked for: no ghost step
+    assert metrics["towards_3/loss"].item() == pytest.approx(9.0)
+    metrics = engine.update(BATCH, with_actor=True)
+    # The actor saw the new critic: its loss is the square of the shared weight after this step.
+    assert metrics["actor/loss"].item() == pytest.approx(networks["shared"].weight.item() ** 2, rel=1e-5)
+    assert networks["actor"].weight.item() == pytest.approx(0.1, abs=1e-5)
+    assert engine.updates == 2
+
+
+def test_wrong_shape_dtype_and_field_are_named():
+    engine = Engine(quadratic_agent())
+    engine.update(BATCH)
+    with pytest.raises(ValueError, match=r"'actions' is float32\[3, 1\]; the step was built for float32\[4, 1\]"):
+        engine.update({"actions": torch.zeros(3, 1)})
+    with pytest.raises(ValueError, match=r"'actions' is float64"):
+        engine.update({"actions": torch.zeros(4, 1, dtype=torch.float64)})
+    with pytest.raises(ValueError, match=r"'extra' is float32\[1\]; the step was built for absent"):
+        engine.update({"actions": torch.zeros(4, 1), "extra": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"'actions' is on meta; this engine runs on cpu"):
+        engine.update({"actions": torch.zeros(4, 1, device="meta")})
+
+
+def test_state_continues_exactly():
+    first, second = Engine(quadratic_agent(), seed=3), Engine(quadratic_agent(), seed=9)
+    for _ in range(3):
+        first.update(BATCH)
+    second.load_state_dict(first.state_dict())
+    for _ in range(3):
+        a, b = first.update(BATCH), second.update(BATCH)
+        assert {k: v.item() for k, v in a.items()} == {k: v.item() for k, v in b.items()}
+    assert second.updates == 6
+
+
+def test_state_of_another_agent_is_refused():
+    engine = Engine(quadratic_agent())
+    state = engine.state_dict()
+    state["adam"]["critic"] = state["adam"].pop("shared")
+    with pytest.raises(ValueError, match=r"trains \['actor', 'critic'\]; this agent trains \['actor', 'shared'\]"):
+        engine.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"execution": "fast"}, "execution is 'fast'; choose one of eager, compiled, graphed"),
+        ({"precision": "int8"}, "precision is 'int8'"),
+        ({"execution": "graphed"}, "'graphed'.*not available.*'compiled' or 'eager'"),
+        ({"precision": "float16"}, "'float16' needs loss scaling"),
+        ({"precision": "tf32"}, "'tf32' needs a CUDA device, this is cpu"),
+    ],
+)
+def test_what_can_not_run_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(quadratic_agent(), EngineConfig(**settings))
+
+
+def test_a_loss_that_is_not_finite_names_the_objective():
+    check_finite({"critic/loss": 1.0, "critic/entropy": float("nan")}, 5)
+    with pytest.raises(NonFiniteLossError, match="critic/loss is nan at update 7"):
+        check_finite({"critic/loss": float("nan")}, 7)
