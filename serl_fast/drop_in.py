@@ -1,10 +1,10 @@
 """Objects for people who drive training themselves: an agent and its engine behind three methods.
 
-    from serl_fast.agents.sac import SACHybridAgent
+from serl_fast.agents.sac import SACHybridAgent
 
-    agent = SACHybridAgent(image_keys=["image"], continuous_action_dim=6, grasp_action_dim=3, device="cuda")
-    agent.load(torch.load("final_model.pth"))
-    action = agent.sample_actions(observation)
+agent = SACHybridAgent(image_keys=["image"], continuous_action_dim=6, grasp_action_dim=3, device="cuda")
+agent.load(torch.load("final_model.pth"))
+action = agent.sample_actions(observation)
 """
 
 from __future__ import annotations
@@ -69,11 +69,14 @@ class _DropIn:
             float32 [A], or [B, A] for a batch.
         """
         arrays = {key: np.asarray(value) for key, value in observations.items() if key in self._observation_keys()}
-        single = all(array.ndim == (3 if key in self.agent.settings["image_keys"] else 1) for key, array in arrays.items())
+        single = all(
+            array.ndim == (3 if key in self.agent.settings["image_keys"] else 1) for key, array in arrays.items()
+        )
         if single:
             arrays = {key: array[None] for key, array in arrays.items()}
         tensors = to_tensors(
-            {k: a if a.dtype == np.uint8 else a.astype(np.float32) for k, a in arrays.items()}, self.engine.device
+            {k: a if a.dtype == np.uint8 else a.astype(np.float32) for k, a in arrays.items()},
+            self.engine.device,
         )
         actions: np.ndarray = self.engine.act(tensors, deterministic=argmax).cpu().numpy()
         return actions[0] if single else actions

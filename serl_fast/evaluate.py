@@ -1,6 +1,6 @@
 """Evaluate a checkpoint: success rate, return, length, and a video.
 
-    python -m serl_fast.evaluate --checkpoint runs/.../final_model.pth --episodes 50 --video rollout.mp4
+python -m serl_fast.evaluate --checkpoint runs/.../final_model.pth --episodes 50 --video rollout.mp4
 """
 
 from __future__ import annotations

@@ -1,17 +1,15 @@
 """The actor's and the learner's loops, and the two ways to run them: two threads, or one thread in lock-step.
 
 One environment step: act, step the environment, record the EXECUTED action, append to the online store; a step that a
-human or scripted operator took goes to the demonstrations too. One learner step: sample half and half, update, and every
-``steps_per_update`` updates publish a numbered snapshot of the policy.
+human or scripted operator took goes to the demonstrations too. One learner step: sample half and half, update, and
+every ``steps_per_update`` updates publish a numbered snapshot of the policy.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
@@ -19,136 +17,33 @@ import numpy as np
 
 from serl_fast.data.batches import BatchReader
 from serl_fast.engine import Engine, PolicyPublisher, PolicyRunner, PolicySnapshot, check_finite
-from serl_fast.evaluation import evaluate, succeeded
+from serl_fast.evaluation import EvaluationResult, evaluate, succeeded
 from serl_fast.replay import Mixture, ReplayStore
+from serl_fast.schedule import Counters, LoopConfig, Stop
 
 Report = Callable[[dict[str, float]], None]
 
 EVALUATION_SEEDS = 1_000_000  # episodes of evaluations are seeded from here on, apart from those of training
 
 
-@dataclass(frozen=True)
-class LoopConfig:
-    """The loop's schedule. A step is one gradient step unless it says environment step.
+class _Episode:
+    """The episode in progress."""
 
-    Attributes:
-        max_steps: gradient steps after pre-training at which the run ends.
-        batch_size: transitions per gradient step, half of them demonstrations.
-        training_starts: online transitions to wait for before learning.
-        random_steps: environment steps with uniform actions at the start.
-        critic_to_actor_ratio: critic steps per actor step.
-        steps_per_update: gradient steps between two publications of the policy.
-        discount: gamma, in [0, 1].
-        pretrain_steps: gradient steps on demonstrations alone before the actor starts.
-        log_interval: gradient steps between two reports of losses.
-        save_interval: gradient steps between two checkpoints; 0 for none.
-        eval_interval: gradient steps between two evaluations; 0 for none.
-        eval_episodes: episodes of one evaluation.
-        stop_success_rate: end when an evaluation and its repetition together reach this, in (0, 1]; None: never.
-        max_utd_ratio: the learner waits rather than exceed so many gradient steps per environment step.
-        min_utd_ratio: the actor waits rather than fall below (for simulations; a real robot is not to be kept waiting).
-        seed: of environment resets and random actions.
-    """
+    def __init__(self, observation: dict[str, np.ndarray]) -> None:
+        self.observation = observation
+        self.length, self.total, self.success = 0, 0.0, False
+        self.intervened = False  # whether the operator took the step just before
+        self.intervention_steps = self.intervention_count = 0
 
-    max_steps: int = 100_000
-    batch_size: int = 256
-    training_starts: int = 1000
-    random_steps: int = 1000
-    critic_to_actor_ratio: int = 2
-    steps_per_update: int = 50
-    discount: float = 0.95
-    pretrain_steps: int = 0
-    log_interval: int = 100
-    save_interval: int = 10_000
-    eval_interval: int = 1000
-    eval_episodes: int = 20
-    stop_success_rate: float | None = 0.95
-    max_utd_ratio: float | None = None
-    min_utd_ratio: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        at_least = {
-            "max_steps": 1,
-            "batch_size": 1,
-            "training_starts": 1,
-            "random_steps": 0,
-            "critic_to_actor_ratio": 1,
-            "steps_per_update": 1,
-            "pretrain_steps": 0,
-            "log_interval": 1,
-            "save_interval": 0,
-            "eval_interval": 0,
-            "eval_episodes": 1,
-            "seed": 0,
-        }
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"discount is {self.discount}; it must be in [0, 1]")
-        if self.stop_success_rate is not None and not 0 < self.stop_success_rate <= 1:
-            raise ValueError(f"stop_success_rate is {self.stop_success_rate}; it must be in (0, 1]")
-        for name in ("max_utd_ratio", "min_utd_ratio"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be positive")
-        if self.max_utd_ratio is not None and self.min_utd_ratio is not None and self.min_utd_ratio > self.max_utd_ratio:
-            raise ValueError(f"min_utd_ratio {self.min_utd_ratio} exceeds max_utd_ratio {self.max_utd_ratio}")
-
-
-class Stop:
-    """Asks both loops to end after the step in progress, and remembers why."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self.reason = ""
-
-    def set(self, reason: str) -> None:
-        """Ask for the end; the first reason stays."""
-        self.reason = self.reason or reason
-        self._event.set()
-
-    def is_set(self) -> bool:
-        """Whether the end was asked for."""
-        return self._event.is_set()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for the end, at most so long; says whether it was asked for."""
-        return self._event.wait(seconds)
-
-
-@dataclass
-class Counters:
-    """What happened so far. Each field has one writer: the actor's thread or the learner's."""
-
-    environment_steps: int = 0
-    episodes: int = 0
-    interventions: int = 0
-    updates: int = 0
-    training_started_at: int | None = None  # environment steps when learning began
-    success_rate: float | None = None  # of the newest evaluation
-    recent_successes: deque[bool] = field(default_factory=lambda: deque(maxlen=20))
-
-    @property
-    def utd_ratio(self) -> float:
-        """Gradient steps per environment step, over the whole run."""
-        return self.updates / max(self.environment_steps, 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
+    def metrics(self) -> dict[str, float]:
         return {
-            "environment_steps": self.environment_steps,
-            "episodes": self.episodes,
-            "interventions": self.interventions,
-            "updates": self.updates,
-            "training_started_at": self.training_started_at,
+            "environment/episode/r": self.total,
+            "environment/episode/l": float(self.length),
+            "environment/episode/succeed": float(self.success),
+            "environment/episode/intervention_count": float(self.intervention_count),
+            "environment/episode/intervention_steps": float(self.intervention_steps),
+            "environment/episode/intervention_rate": self.intervention_steps / self.length,
         }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 class Actor:
@@ -187,9 +82,9 @@ class Actor:
         self.accepted: PolicySnapshot | None = None  # the policy that reached stop_success_rate
         self._snapshot: PolicySnapshot | None = None
         self._random = np.random.default_rng([config.seed, 1])
-        self._observation: dict[str, np.ndarray] | None = None
+        self._episode: _Episode | None = None
         self._next_evaluation = config.eval_interval
-        self._evaluations = 0
+        self._evaluation_episodes = 0
 
     def step(self) -> None:
         """Take one environment step; between episodes, evaluate when it is time.
@@ -201,20 +96,19 @@ class Actor:
         if snapshot is not None:
             self.runner.load(snapshot)
             self._snapshot = snapshot
-        if self._observation is None:
+        if self._episode is None:
             self._evaluate_if_due()
             if self.stop.is_set():
                 return
-            self._begin_episode()
-        observation = self._observation
-        assert observation is not None
-        action = self._choose(observation)
+            self._episode = self._begin_episode()
+        episode = self._episode
+        action = self._choose(episode.observation)
         following, reward, terminated, truncated, info = self.env.step(action)
         intervened = "intervene_action" in info
         if intervened:
-            action = self._intervention(info["intervene_action"], action)
+            action = _executed(info["intervene_action"], action)
         transition = {
-            "observations": observation,
+            "observations": episode.observation,
             "actions": action,
             "next_observations": following,
             "rewards": np.float32(reward),
@@ -222,21 +116,24 @@ class Actor:
             "truncated": bool(truncated),
             "grasp_penalty": np.float32(info.get("grasp_penalty", 0.0)),
         }
-        self.online.append(transition, continues=self._length > 0)
+        self.online.append(transition, continues=episode.length > 0)
         if intervened:
             # Operators come and go: a segment continues only the segment of the step just before.
-            self.demonstrations.append(transition, continues=self._intervened)
-            self._intervention_steps += 1
-            self._intervention_count += not self._intervened
-            self.counters.interventions += not self._intervened
-        self._intervened = intervened
-        self._length += 1
-        self._return += float(reward)
-        self._success = self._success or succeeded(float(reward), bool(terminated), info)
+            self.demonstrations.append(transition, continues=episode.intervened)
+            episode.intervention_steps += 1
+            episode.intervention_count += not episode.intervened
+            self.counters.interventions += not episode.intervened
+        episode.intervened = intervened
+        episode.observation = following
+        episode.length += 1
+        episode.total += float(reward)
+        episode.success = episode.success or succeeded(float(reward), bool(terminated), info)
         self.counters.environment_steps += 1
-        self._observation = following
         if terminated or truncated:
-            self._end_episode()
+            self._episode = None
+            self.counters.episodes += 1
+            self.counters.recent_successes.append(episode.success)
+            self.report({**episode.metrics(), "environment/episode/policy_version": float(self.runner.version)})
 
     def state_dict(self) -> dict[str, Any]:
         """Random state and the evaluation schedule, for a checkpoint."""
@@ -244,7 +141,7 @@ class Actor:
             "random": self._random.bit_generator.state,
             "noise": self.runner.generator.get_state(),
             "next_evaluation": self._next_evaluation,
-            "evaluations": self._evaluations,
+            "evaluation_episodes": self._evaluation_episodes,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -252,29 +149,12 @@ class Actor:
         self._random.bit_generator.state = state["random"]
         self.runner.generator.set_state(state["noise"].cpu())
         self._next_evaluation = state["next_evaluation"]
-        self._evaluations = state["evaluations"]
+        self._evaluation_episodes = state["evaluation_episodes"]
 
-    def _begin_episode(self) -> None:
+    def _begin_episode(self) -> _Episode:
         seed = int(np.random.SeedSequence([self.config.seed, 2, self.counters.episodes]).generate_state(1)[0])
-        self._observation, _ = self.env.reset(seed=seed % EVALUATION_SEEDS)
-        self._length, self._return, self._success = 0, 0.0, False
-        self._intervened, self._intervention_steps, self._intervention_count = False, 0, 0
-
-    def _end_episode(self) -> None:
-        self._observation = None
-        self.counters.episodes += 1
-        self.counters.recent_successes.append(self._success)
-        self.report(
-            {
-                "environment/episode/r": self._return,
-                "environment/episode/l": float(self._length),
-                "environment/episode/succeed": float(self._success),
-                "environment/episode/intervention_count": float(self._intervention_count),
-                "environment/episode/intervention_steps": float(self._intervention_steps),
-                "environment/episode/intervention_rate": self._intervention_steps / self._length,
-                "environment/episode/policy_version": float(self.runner.version),
-            }
-        )
+        observation, _ = self.env.reset(seed=seed % EVALUATION_SEEDS)
+        return _Episode(observation)
 
     def _choose(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         if self.counters.environment_steps < self.config.random_steps:
@@ -283,40 +163,30 @@ class Actor:
             return self._random.uniform(space.low, space.high).astype(np.float32)
         return self.runner.act(observation)
 
-    def _intervention(self, executed: Any, action: np.ndarray) -> np.ndarray:
-        executed = np.asarray(executed, np.float32)
-        if executed.shape != action.shape:
-            raise ValueError(
-                f'info["intervene_action"] has shape {executed.shape}; the action has shape {action.shape}'
-            )
-        return np.clip(executed, -1.0, 1.0)
-
     def _evaluate_if_due(self) -> None:
         config = self.config
         if self.eval_env is None or not config.eval_interval or self.counters.updates < self._next_evaluation:
             return
         self._next_evaluation = self.counters.updates + config.eval_interval
-        result = self._run_evaluation()
+        result = self._run_evaluation(config.eval_episodes)
         threshold = config.stop_success_rate
         if threshold is None or result.success_rate < threshold or self.stop.is_set():
             return
-        # One good evaluation may be luck: the same policy must keep the rate over as many fresh episodes again.
-        again = self._run_evaluation()
-        rate = float(np.mean(result.successes + again.successes))
+        # One good evaluation may be luck: the same policy must keep the rate over four times as many fresh episodes.
+        successes = result.successes + self._run_evaluation(4 * config.eval_episodes).successes
+        rate = sum(successes) / len(successes)
         if rate >= threshold and not self.stop.is_set():
             self.accepted = self._snapshot
-            self.stop.set(
-                f"the policy succeeds in {rate:.0%} of {len(result.successes + again.successes)} evaluation episodes"
-            )
+            self.stop.set(f"the policy succeeds in {rate:.0%} of {len(successes)} evaluation episodes")
 
-    def _run_evaluation(self) -> Any:
+    def _run_evaluation(self, episodes: int) -> EvaluationResult:
         assert self.eval_env is not None
-        seed = EVALUATION_SEEDS * (1 + self.config.seed) + self._evaluations * self.config.eval_episodes
-        self._evaluations += 1
+        seed = EVALUATION_SEEDS * (1 + self.config.seed) + self._evaluation_episodes
+        self._evaluation_episodes += episodes
         result = evaluate(
             self.eval_env,
             lambda observation: self.runner.act(observation, deterministic=True),
-            self.config.eval_episodes,
+            episodes,
             seed=seed,
             should_stop=self.stop.is_set,
         )
@@ -324,6 +194,14 @@ class Actor:
             self.counters.success_rate = result.success_rate
             self.report(result.metrics())
         return result
+
+
+def _executed(intervention: Any, action: np.ndarray) -> np.ndarray:
+    """The operator's action float32 [A], clipped to what the environment executes."""
+    executed = np.asarray(intervention, np.float32)
+    if executed.shape != action.shape:
+        raise ValueError(f'info["intervene_action"] has shape {executed.shape}; the action has shape {action.shape}')
+    return np.clip(executed, -1.0, 1.0)
 
 
 class Learner:
@@ -350,7 +228,7 @@ class Learner:
         counters: Counters,
         config: LoopConfig,
         report: Report,
-        save: Callable[[], None],
+        save: Callable[[], Any],
         tick: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine, self.publisher = engine, publisher
@@ -388,12 +266,14 @@ class Learner:
             raise ValueError(f"pretrain_steps is {steps}, but there are no demonstrations; give --demo_paths")
         while self.engine.updates < steps and not stop.is_set():
             self._update(self._demonstrations_only)
+            self._after_update()
         self.publish()
 
     def step(self) -> None:
         """Take one gradient step with everything that is due after it."""
         self._update(self._mixture)
         self.counters.updates += 1
+        self._after_update()
         if self.counters.updates % self.config.steps_per_update == 0:
             self.publish()
         if self.config.save_interval and self.counters.updates % self.config.save_interval == 0:
@@ -412,6 +292,9 @@ class Learner:
     def _update(self, source: Mixture) -> None:
         with_actor = (self.engine.updates + 1) % self.config.critic_to_actor_ratio == 0
         self._metrics.update(self.engine.update(self._reader.read(source), with_actor))
+
+    def _after_update(self) -> None:
+        """Report what is due; the only place that reads metrics from the device."""
         if self.engine.updates % self.config.log_interval == 0:
             now, updates = time.monotonic(), self.engine.updates
             then, before = self._reported_at

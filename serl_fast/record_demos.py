@@ -1,6 +1,6 @@
 """Record demonstrations: a scripted expert, or anyone who intervenes, until enough episodes have succeeded.
 
-    python -m serl_fast.record_demos --env serl_robots/PickCube-v0 --num_demos 20 --output demos.pkl
+python -m serl_fast.record_demos --env serl_robots/PickCube-v0 --num_demos 20 --output demos.pkl
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Hybrid training: half demonstrations, half online data, with a human or scripted operator correcting the policy.
 
-    python -m serl_fast.train_hybrid --env serl_robots/PickCube-v0 --demo_paths demos.pkl --operator scripted
+python -m serl_fast.train_hybrid --env serl_robots/PickCube-v0 --demo_paths demos.pkl --operator scripted
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 import time
@@ -29,11 +30,18 @@ from serl_fast.engine import Engine, EngineConfig, PolicyPublisher, PolicyRunner
 from serl_fast.envs import SETUP_MODES, SetupModeName, load_operator, make_env
 from serl_fast.evaluation import EvaluationResult, evaluate
 from serl_fast.logging import RunLogger, plot_progress, write_video
-from serl_fast.loop import EVALUATION_SEEDS, Actor, Counters, Learner, LoopConfig, Stop, run_synchronous, run_threaded
+from serl_fast.loop import EVALUATION_SEEDS, Actor, Learner, run_synchronous, run_threaded
 from serl_fast.replay import ReplayStore
+from serl_fast.schedule import Counters, LoopConfig, Stop
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"max_steps": 1000, "batch_size": 32, "training_starts": 100, "random_steps": 100, "preset": "quick"},
+    "quick": {
+        "max_steps": 1000,
+        "batch_size": 32,
+        "training_starts": 100,
+        "random_steps": 100,
+        "preset": "quick",
+    },
     "medium": {"max_steps": 50_000, "batch_size": 128, "training_starts": 1000, "preset": "medium"},
     "full": {"max_steps": 500_000, "batch_size": 256, "training_starts": 5000, "preset": "full"},
 }
@@ -64,7 +72,7 @@ class TrainHybridConfig:
         eval_interval: gradient steps between two evaluations; 0 for none.
         eval_episodes: episodes of one evaluation, without interventions.
         final_eval_episodes: fresh episodes after training; 0 for none.
-        stop_success_rate: end early when an evaluation and its repetition reach this; 0 for never.
+        stop_success_rate: end early when an evaluation and its repetition, four times as long, reach this; 0 for never.
         max_utd_ratio: the learner never exceeds so many gradient steps per environment step.
         min_utd_ratio: the actor waits rather than fall below so many (simulations only).
         operator: who may intervene: "none", "scripted", or module:callable that wraps the environment.
@@ -72,7 +80,7 @@ class TrainHybridConfig:
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         execution: "auto" is compiled where there is a C++ compiler, else eager.
         precision: of the forward and backward passes.
-        threads: torch's threads for the learner; 0 leaves torch's choice.
+        threads: torch's threads; 0 chooses: on the CPU two for state observations, all but one for images.
         resume: continue the run in save_dir (or the newest under runs/) from its last checkpoint.
         synchronous: actor and learner take turns in one thread at max_utd_ratio (or 1): reproducible.
         normalize_state: scale the state by the demonstrations' statistics.
@@ -167,8 +175,7 @@ class Run:
     def __init__(self, config: TrainHybridConfig) -> None:
         self.config = config
         self.device = _device(config.device)
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        torch.set_num_threads(config.threads or _default_threads(config, self.device))
         torch.manual_seed(config.seed)
         mode = SETUP_MODES[config.setup_mode]
         self.env = make_env(config.env, config.image_keys, mode, operator=load_operator(config.operator))
@@ -192,7 +199,10 @@ class Run:
         execution = default_execution() if config.execution == "auto" else config.execution
         engine_config = EngineConfig(execution, config.precision)
         self.engine = Engine(self.agent, engine_config, seed=config.seed, device=self.device)
-        print(f"execution {execution}, precision {config.precision}, device {self.device}")
+        print(
+            f"execution {execution}, precision {config.precision}, device {self.device}, "
+            f"{torch.get_num_threads()} thread(s)"
+        )
         self.logger = RunLogger(self.directory)
         self.logger.write_config({**_plain(config), "execution_used": execution, "device_used": str(self.device)})
         loop, publisher = config.loop(), PolicyPublisher()
@@ -281,9 +291,7 @@ class Run:
 
     def report(self, metrics: dict[str, float]) -> None:
         """Log metrics at the present step."""
-        self.logger.log(
-            metrics, step=self.counters.updates, environment_steps=self.counters.environment_steps
-        )
+        self.logger.log(metrics, step=self.counters.updates, environment_steps=self.counters.environment_steps)
 
     def tick(self) -> None:
         """Show where the run stands."""
@@ -322,7 +330,10 @@ class Run:
         if checkpoint is not None:
             folder = self.directory / f"replay_{checkpoint['updates']}"
             if folder.is_dir():
-                return (ReplayStore.load(folder / "demonstrations.npz"), ReplayStore.load(folder / "online.npz"))
+                return (
+                    ReplayStore.load(folder / "demonstrations.npz"),
+                    ReplayStore.load(folder / "online.npz"),
+                )
             print(f"{folder} is not there: starting from the demonstrations, with an empty online store")
         example = _example_transition(self.env)
         capacity = config.replay_buffer_capacity
@@ -376,6 +387,16 @@ def _device(name: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _default_threads(config: TrainHybridConfig, device: torch.device) -> int:
+    """Threads for torch, so that learner and actor do not fight for cores.
+
+    Beyond two threads a 256-wide MLP gains nothing, and a team that outnumbers the free cores waits at its barriers.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = cores - 1 if config.image_keys or device.type != "cpu" else 2
+    return max(1, min(wanted, cores - 1))
 
 
 def _flat_space(env: gymnasium.Env[Any, Any]) -> dict[str, gymnasium.spaces.Box]:

@@ -29,9 +29,8 @@ def expert(env: str | gymnasium.Env[Any, Any], noise: float = 0.0, seed: int | N
 
     Args:
         env: an environment, or an id of `serl_robots.registration`. Given an id, the policy reads the
-        observation's
-            state, which must then be the full one (no `image_keys`); given an environment, it reads that
-            environment's `privileged_state`, so it works with images too.
+            observation's state, which must then be the full one (no `image_keys`); given an environment, it
+            reads that environment's `privileged_state`, so it works with images too.
         noise: standard deviation added to the motion, in units of the action, for diverse demonstrations.
         seed: of the noise.
 

@@ -84,11 +84,13 @@ class ScriptedOperator(Intervention):
         """Wrap an environment of this package.
 
         Args:
-            env: the environment; its `unwrapped.progress()` is watched. expert: acts in the policy's place;
-            by default the environment's scripted expert. patience: steps without progress until the operator
-            takes over. duration: largest number of steps of one take-over. min_gain: rise of `progress()`
-            that counts as progress; its unit is the task's (m, while approaching). release_gain: rise of
-            `progress()` since the take-over that ends it early. enabled: whether it may take over.
+            env: the environment; its `unwrapped.progress()` is watched.
+            expert: acts in the policy's place; by default the environment's scripted expert.
+            patience: steps without progress until the operator takes over.
+            duration: largest number of steps of one take-over.
+            min_gain: rise of `progress()` that counts, in the task's unit (m, while approaching).
+            release_gain: rise of `progress()` since the take-over that ends it early.
+            enabled: whether it may take over.
         """
         for name, steps in (("patience", patience), ("duration", duration)):
             if steps < 1:

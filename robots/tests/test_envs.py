@@ -1,5 +1,6 @@
 """The environments: spaces, determinism, actions, penalty, images, speed."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -123,6 +124,8 @@ def test_bad_arguments_are_refused():
         gymnasium.make(PICK_CUBE, image_keys=("side",))
     with pytest.raises(ValueError, match="rgb_array"):
         pick_cube.PickCube(render_mode="human")
+    with pytest.raises(ValueError, match="image_size is 0 px"):
+        gymnasium.make(PICK_CUBE, image_size=0)
 
 
 @ALL
@@ -200,7 +203,7 @@ def test_reach_succeeds_within_tolerance():
     env.reset(seed=1)
     goal = env.unwrapped.robot.data.mocap_pos[env.unwrapped._goal]
     for distance, succeed in ((0.021, False), (0.019, True)):
-        goal[:] = env.unwrapped.robot.state().tcp_position + (distance, 0.0, 0.0)
+        goal[:] = env.unwrapped.robot.state().tcp_position + np.array((distance, 0.0, 0.0))
         observation, reward, terminated, _, info = env.step(np.zeros(6, np.float32))
         assert (reward == 1.0, terminated, info["succeed"]) == (succeed, succeed, succeed)
         assert observation["state"][reach.STATE["target_from_tcp"]][0] == pytest.approx(distance, abs=1e-4)
@@ -236,33 +239,49 @@ def test_images_are_deterministic_and_independent(opengl):
 def test_missing_opengl_gives_one_clear_line(monkeypatch):
     from serl_robots.sim import rendering
 
-    monkeypatch.setattr(rendering, "backends", lambda: ("absent",))
+    monkeypatch.setattr(rendering, "choose_backend", lambda: "absent")
     rendering._context_class.cache_clear()
     try:
-        with pytest.raises(RuntimeError, match="libegl1 libgl1-mesa-dri.*libosmesa6") as caught:
+        with pytest.raises(RuntimeError, match=r"libegl1 libgl1-mesa-dri.*libosmesa6") as caught:
             rendering._context_class()
     finally:
         rendering._context_class.cache_clear()
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("backend", ["egl", "osmesa"])
-def test_named_back_end_is_used(backend, opengl):
+def back_end_chosen_with(variables):
+    """The module of the OpenGL back end that a fresh interpreter chooses, or what it says instead."""
     code = (
         "from serl_robots.sim.arm import SimulatedFranka\n"
         "from serl_robots.sim.rendering import Camera, _context_class\n"
-        "camera = Camera(SimulatedFranka().model, 16, 16)\n"
-        "camera.close()\n"
+        "Camera(SimulatedFranka().model, 16, 16).close()\n"
         "print(_context_class().__module__)"
     )
-    import os
-
+    # MuJoCo's context modules leave PYOPENGL_PLATFORM behind in this process.
+    ours = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "MUJOCO_GL": backend}
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**environment, **variables}
     )
-    if "no OpenGL" in result.stderr:
+    return result.stdout.strip() or result.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("backend", ["egl", "osmesa"])
+def test_named_back_end_is_used(backend, opengl):
+    chosen = back_end_chosen_with({"MUJOCO_GL": backend})
+    if "no OpenGL" in chosen:
         pytest.skip(f"{backend} is not installed")
-    assert result.stdout.strip() == f"mujoco.{backend}"
+    assert chosen == f"mujoco.{backend}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="EGL and OSMesa are Linux back ends")
+def test_back_end_is_found_without_being_named(opengl):
+    no_driver = {"__EGL_VENDOR_LIBRARY_DIRS": os.devnull}
+    if "no OpenGL" in back_end_chosen_with({"MUJOCO_GL": "osmesa"}):
+        pytest.skip("osmesa is not installed")
+    assert back_end_chosen_with({}) in ("mujoco.egl", "mujoco.osmesa")
+    assert back_end_chosen_with(no_driver) == "mujoco.osmesa"
+    assert "egl failed" in back_end_chosen_with({**no_driver, "MUJOCO_GL": "egl"})
 
 
 @ALL

@@ -1,5 +1,7 @@
 """Scripted expert and operator."""
 
+import re
+
 import gymnasium
 import numpy as np
 import pytest
@@ -92,7 +94,7 @@ def test_expert_recovers_from_bad_states():
 
 
 def test_unknown_environment_has_no_expert():
-    with pytest.raises(ValueError, match="no expert for 'Other-v0'.*PickCube"):
+    with pytest.raises(ValueError, match=r"no expert for 'Other-v0'.*PickCube"):
         expert("Other-v0")
 
 
@@ -114,7 +116,8 @@ def test_operator_lets_go_after_its_duration():
     env = ScriptedOperator(gymnasium.make(PICK_CUBE), patience=10, duration=4)
     _, _, infos, _ = run_episode(env, idle(env), 0)
     taken = "".join("x" if "intervene_action" in info else "." for info in infos)
-    assert taken.startswith("." * 10 + "xxxx" + "." * 10 + "xxxx" + ".")
+    # The arm still coasts when the policy is given back: its first steps may count as progress.
+    assert re.match(r"\.{10}xxxx\.{10,12}xxxx\.{10,12}x", taken)
 
 
 @ALL

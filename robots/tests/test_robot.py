@@ -76,7 +76,7 @@ def test_unreachable_pose_is_refused(arm):
 
 
 def test_arm_tracks_a_target_and_stays_there(arm):
-    target = START + (0.05, -0.05, 0.03)
+    target = START + np.array((0.05, -0.05, 0.03))
     turned = rotations.multiply(rotations.from_rotation_vector((0.0, 0.1, 0.3)), DOWN)
     for _ in range(15):
         arm.command(target, turned, 0.0)
@@ -98,7 +98,7 @@ def test_standing_target_does_not_creep(arm):
 
 def test_stop_holds_the_measured_pose(arm):
     for _ in range(3):
-        arm.command(START + (0.1, 0.0, 0.0), DOWN, 1.0)
+        arm.command(START + np.array((0.1, 0.0, 0.0)), DOWN, 1.0)
     before = arm.state().tcp_position
     arm.stop()
     target = arm.data.mocap_pos[arm._target]
@@ -115,10 +115,10 @@ def test_pressing_on_the_table_is_felt_and_bounded(arm):
 
 
 def test_velocity_is_the_derivative_of_the_pose(arm):
-    arm.command(START + (0.1, 0.05, 0.0), DOWN, 1.0)
+    arm.command(START + np.array((0.1, 0.05, 0.0)), DOWN, 1.0)
     before = arm.state()
     arm._substeps = 1
-    arm.command(START + (0.1, 0.05, 0.0), DOWN, 1.0)
+    arm.command(START + np.array((0.1, 0.05, 0.0)), DOWN, 1.0)
     after = arm.state()
     finite = (after.tcp_position - before.tcp_position) / arm.model.opt.timestep
     assert finite == pytest.approx((before.tcp_velocity[:3] + after.tcp_velocity[:3]) / 2, abs=5e-3)

@@ -48,7 +48,7 @@ def hybrid_sac(
     networks = sac.build_networks(state_dim, continuous_dim, image_keys, config)
     for name in ("grasp_critic", "target_grasp_critic"):
         networks[name] = GraspCritic(
-            networks["encoder"].feature_size,
+            sac.encoder_of(networks).feature_size,
             CHOICES**grippers,
             config.hidden_widths,
             activation=config.activation,

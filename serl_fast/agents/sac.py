@@ -118,9 +118,7 @@ def sac(
     )
 
 
-def build_networks(
-    state_dim: int, continuous_dim: int, image_keys: Sequence[str], config: SACConfig
-) -> nn.ModuleDict:
+def build_networks(state_dim: int, continuous_dim: int, image_keys: Sequence[str], config: SACConfig) -> nn.ModuleDict:
     """The encoder, policy, critics and temperature, with the target copies of encoder and critics."""
     if continuous_dim < 1:
         raise ValueError(f"the continuous action has {continuous_dim} dimensions; at least 1 is needed")
@@ -141,7 +139,11 @@ def build_networks(
         )
 
     actor = Policy(
-        features, continuous_dim, config.hidden_widths, layer_norm=config.layer_norm, activation=config.activation
+        features,
+        continuous_dim,
+        config.hidden_widths,
+        layer_norm=config.layer_norm,
+        activation=config.activation,
     )
     networks = nn.ModuleDict(
         {
@@ -168,7 +170,17 @@ def copy_to_target(networks: nn.ModuleDict, name: str) -> None:
 def normalize_states(networks: nn.ModuleDict, states: Tensor) -> None:
     """Scale every coordinate of the state by the statistics of ``states``, float [N, P], in encoder and target."""
     for name in ("encoder", "target_encoder"):
-        networks[name].normalizer.set_statistics(states)
+        normalizer = encoder_of(networks, name).normalizer
+        if normalizer is None:
+            raise ValueError("this agent observes no state; there is nothing to normalise")
+        normalizer.set_statistics(states)
+
+
+def encoder_of(networks: nn.ModuleDict, name: str = "encoder") -> Encoder:
+    """An encoder of ``networks``, with its type."""
+    encoder = networks[name]
+    assert isinstance(encoder, Encoder)
+    return encoder
 
 
 def target_updates(networks: nn.ModuleDict, config: SACConfig) -> tuple[TargetUpdate, ...]:
@@ -258,7 +270,7 @@ def noise_source(
     config: SACConfig, continuous_dim: int, networks: nn.ModuleDict
 ) -> Callable[[torch.Generator, int, torch.device], Noise]:
     """A function that draws all random numbers of one update."""
-    encoder = networks["encoder"]
+    encoder = encoder_of(networks)
     choices = 2 * config.crop_padding + 1
 
     def draw(generator: torch.Generator, batch_size: int, device: torch.device) -> Noise:
@@ -295,7 +307,7 @@ def image_preparation(image_keys: Sequence[str]) -> Callable[[nn.ModuleDict, Bat
             current[key] = random_crop(current[key], noise["crop"])
             following[key] = random_crop(following[key], noise["next_crop"])
         joint = {key: torch.cat([current[key], following[key]]) for key in image_keys}
-        joint = networks["encoder"].encode_trunk(joint)
+        joint = encoder_of(networks).encode_trunk(joint)
         size = batch["actions"].shape[0]
         for key in image_keys:
             current[key], following[key] = joint[key][:size], joint[key][size:]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serl_fast.data import safe_pickle
+from serl_fast import safe_pickle
 
 Array = npt.NDArray[Any]
 Transition = dict[str, Any]

@@ -1,7 +1,7 @@
 """How an agent is run: eager or compiled, and at which precision. The only package that knows.
 
-    engine = Engine(agent, EngineConfig(execution="compiled"), seed=0)
-    metrics = engine.update(batch, with_actor=True)
+engine = Engine(agent, EngineConfig(execution="compiled"), seed=0)
+metrics = engine.update(batch, with_actor=True)
 """
 
 from serl_fast.engine.acting import PolicyRunner

@@ -42,7 +42,7 @@ class EngineConfig:
         """
         if self.execution == "graphed":
             raise ValueError(
-                "execution 'graphed' (CUDA graph capture) is not available in this version; choose 'compiled' or 'eager'"
+                "execution 'graphed' (CUDA graph capture) is not available yet; choose 'compiled' or 'eager'"
             )
         if self.precision == "float16":
             raise ValueError(

@@ -24,10 +24,11 @@ class PolicySnapshot:
     tensors: dict[str, Tensor]
 
     def load_into(self, networks: nn.ModuleDict) -> None:
-        """Copy the values into ``networks``, in place."""
+        """Copy the values into ``networks``, in place; networks that acting does not need stay as they are."""
+        theirs = trained_tensors(networks)
         with torch.no_grad():
-            for name, tensor in trained_tensors(networks).items():
-                tensor.copy_(self.tensors[name])
+            for name, value in self.tensors.items():
+                theirs[name].copy_(value)
 
 
 class PolicyPublisher:

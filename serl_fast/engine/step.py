@@ -1,7 +1,7 @@
 """The whole update step of an agent as one plain function on tensors.
 
-No ``Optimizer``, no ``.backward()``, no host reads: gradients come from ``torch.autograd.grad`` and Adam is written with
-foreach operations, so that the same function runs eagerly and compiles into one graph without a break.
+No ``Optimizer``, no ``.backward()``, no host reads: gradients come from ``torch.autograd.grad`` and Adam is written
+with foreach operations, so that the same function runs eagerly and compiles into one graph without a break.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class AdamState:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters = list(parameters)
+        self.parameters: list[Tensor] = list(parameters)
         self.first = [torch.zeros_like(p) for p in self.parameters]
         self.second = [torch.zeros_like(p) for p in self.parameters]
         self.count = torch.zeros((), device=self.parameters[0].device)
@@ -53,13 +53,16 @@ def adam_step(state: AdamState, gradients: Sequence[Tensor], config: AdamConfig)
     torch._foreach_add_(denominators, config.epsilon)
     updates = torch._foreach_div(state.first, denominators)
     torch._foreach_mul_(updates, -config.learning_rate / correction1)
-    torch._foreach_add_(state.parameters, updates)
+    torch._foreach_add_(state.parameters, list(updates))
 
 
 def average_targets(networks: nn.ModuleDict, updates: Sequence[TargetUpdate]) -> None:
     """Move each target towards its source, in place."""
     for update in updates:
-        targets, sources = list(networks[update.target].parameters()), list(networks[update.source].parameters())
+        targets, sources = (
+            list(networks[update.target].parameters()),
+            list(networks[update.source].parameters()),
+        )
         pairs = [(t, s) for t, s in zip(targets, sources, strict=True) if s.requires_grad]
         if pairs:
             torch._foreach_lerp_([t for t, _ in pairs], [s for _, s in pairs], update.rate)
@@ -68,8 +71,8 @@ def average_targets(networks: nn.ModuleDict, updates: Sequence[TargetUpdate]) ->
 def build_step(agent: Agent, adam: dict[str, AdamState], autocast: torch.autocast, *, with_actor: bool) -> Step:
     """Assemble the step from the agent's objectives.
 
-    Order: prepare; critic objectives, their gradients and Adam; with ``with_actor`` the actor objectives against the new
-    critics, their gradients and Adam; target averages. Within one group all losses see the same parameters.
+    Order: prepare; critic objectives, their gradients and Adam; with ``with_actor`` the actor objectives against the
+    new critics, their gradients and Adam; target averages. Within one group all losses see the same parameters.
 
     Args:
         agent: what to minimise.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class CriticEnsemble(nn.Module):
         sizes = [features + action_dim, *widths]
         self.members = members
         self.activation = activation
-        self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(StackedLayerNorm(members, width) for width in widths if layer_norm)
         self.head = StackedLinear(members, sizes[-1], 1)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 LAYER_NORM_EPSILON = 1e-6  # flax's default, which the recorded numbers need; torch's own is 1e-5
 
-_ACTIVATIONS = {"tanh": torch.tanh, "relu": F.relu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu}
 
 
 def activation(name: str, x: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class MLP(nn.Module):
         sizes = [inputs, *widths]
         activated = len(widths) if activate_final else len(widths) - 1
         self.activation = activation
-        self.layers = nn.ModuleList(linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(
             nn.LayerNorm(width, eps=LAYER_NORM_EPSILON) if layer_norm else nn.Identity()
             for width in sizes[1 : activated + 1]
@@ -84,9 +85,8 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor, members: Tensor | None = None) -> Tensor:
         """Apply each member to its row of ``x``; ``members`` [M] int64 keeps only those members."""
-        weight, bias = self.weight, self.bias
-        if members is not None:
-            weight, bias = weight[members], bias[members]
+        weight: Tensor = self.weight if members is None else self.weight[members]
+        bias: Tensor = self.bias if members is None else self.bias[members]
         return torch.baddbmm(bias, x, weight)
 
 
@@ -100,8 +100,7 @@ class StackedLayerNorm(nn.Module):
 
     def forward(self, x: Tensor, members: Tensor | None = None) -> Tensor:
         """Normalise [E, B, D]; ``members`` [M] int64 keeps only those members."""
-        weight, bias = self.weight, self.bias
-        if members is not None:
-            weight, bias = weight[members], bias[members]
+        weight: Tensor = self.weight if members is None else self.weight[members]
+        bias: Tensor = self.bias if members is None else self.bias[members]
         normalised = F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPSILON)
         return torch.addcmul(bias, normalised, weight)

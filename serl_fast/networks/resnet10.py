@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from serl_fast.data import safe_pickle
+from serl_fast import safe_pickle
 
 GROUPS = 4
 GROUP_NORM_EPSILON = 1e-5

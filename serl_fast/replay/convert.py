@@ -1,4 +1,4 @@
-"""From what users have (lists, float64, big-endian, Fortran order) to what the store holds, never with a loss."""
+"""From what users have (lists, float64, big-endian, Fortran order) to what the store holds, without loss."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _ACCEPTED = {"f": "fiub", "i": "iub", "u": "iub", "b": "biu"}
 def stored_dtype(name: str, dtype: npt.DTypeLike) -> str:
     """Name the dtype in which the store keeps numbers of another dtype.
 
-    float16, float32 and float64 are kept as float32; integers as uint8, int32 or int64, whichever is the first
-    that holds all their values; bool as bool.
+    float16, float32 and float64 are kept as float32; integers as the first of uint8, int32 and int64 that
+    holds all their values; bool as bool.
 
     Args:
         name: the field, for the message.
@@ -29,8 +29,10 @@ def stored_dtype(name: str, dtype: npt.DTypeLike) -> str:
     given = np.dtype(dtype)
     if given.kind == "f":
         return "float32"
-    for candidate in ("bool", "uint8", "int32", "int64"):
-        if given.kind in "biu" and (given.kind == "b") == (candidate == "bool") and np.can_cast(given, candidate):
+    if given.kind == "b":
+        return "bool"
+    for candidate in ("uint8", "int32", "int64"):
+        if given.kind in "iu" and np.can_cast(given, candidate):
             return candidate
     raise TypeError(
         f"field '{name}' has dtype {given}, which cannot be stored; use uint8, int32, int64, float32 or bool"

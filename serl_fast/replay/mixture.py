@@ -13,11 +13,11 @@ from serl_fast.replay.store import ReplayStore
 class Mixture:
     """Draws every batch from several stores in fixed shares.
 
-    A batch has the rows of the first store first, then those of the second, and so on. Each store writes straight
-    into its part of the same arrays.
+    A batch has the rows of the first store first, then those of the second, and so on. Each store writes
+    straight into its part of the same arrays.
 
-    While a store holds fewer than ``min_size`` transitions, its share goes to the others in proportion to theirs:
-    a run that starts without demonstrations, or before the first online transition, still trains.
+    While a store holds fewer than ``min_size`` transitions, its share goes to the others in proportion to
+    theirs: a run without demonstrations, or before its first online transition, still trains.
 
     Args:
         stores: at least one, all with the same schema.
@@ -37,7 +37,7 @@ class Mixture:
         min_size: int = 1,
     ) -> None:
         if not stores or len(stores) != len(shares):
-            raise ValueError(f"there are {len(stores)} stores and {len(shares)} shares; give one share per store")
+            raise ValueError(f"{len(stores)} stores have {len(shares)} shares; give one share per store")
         if any(not math.isfinite(share) or share < 0 for share in shares) or not any(shares):
             raise ValueError(f"the shares are {tuple(shares)}; they are not negative and not all 0")
         if not 0.0 <= discount <= 1.0:
@@ -54,8 +54,8 @@ class Mixture:
     def counts(self, batch_size: int) -> list[int]:
         """Rows from each store in a batch drawn now.
 
-        Largest remainder: every store gets the whole part of share · batch_size, and the rows left over go to the
-        largest fractional parts, to the first store among equals.
+        Largest remainder: every store gets the whole part of share · batch_size, and the rows left over go to
+        the largest fractional parts, to the first store among equals.
 
         Args:
             batch_size: number of rows in all, at least 1.
@@ -75,7 +75,8 @@ class Mixture:
         total = sum(weights)
         if not total:
             held = ", ".join(map(str, sizes))
-            raise ValueError(f"the stores hold {held} transitions; one with a share needs at least {self.min_size}")
+            needed = f"one with a share needs at least {self.min_size}"
+            raise ValueError(f"the stores hold {held} transitions; {needed}")
         exact = [weight / total * batch_size for weight in weights]
         counts = [math.floor(rows) for rows in exact]
         by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
@@ -104,5 +105,6 @@ class Mixture:
         return self.stores[0].empty_batch(batch_size)
 
     def __repr__(self) -> str:
-        parts = ", ".join(f"{share:g} of {store!r}" for store, share in zip(self.stores, self.shares, strict=True))
-        return f"Mixture({parts})"
+        """The shares and their stores."""
+        parts = zip(self.shares, self.stores, strict=True)
+        return "Mixture(" + ", ".join(f"{share:g} of {store!r}" for share, store in parts) + ")"

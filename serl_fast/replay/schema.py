@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from serl_fast.replay.convert import stored_dtype, to_stored
+from serl_fast.replay.convert import to_stored
+from serl_fast.replay.fields import (
+    REQUIRED,
+    Field,
+    describe,
+    example_leaves,
+    extra_leaf,
+    extra_leaves,
+    observation_fields,
+    space_leaves,
+    step_fields,
+)
 
 Array = npt.NDArray[Any]
 Transition = Mapping[str, Any]
 Batch = dict[str, Any]
 # Of an observation: None stands for an array, a dict has a structure for every key.
 Structure = dict[str, Any] | None
-
-_REQUIRED = {"rewards": "float32", "terminated": "bool", "truncated": "bool"}
-# Whatever number the example holds there, be it an integer 0.
-_FIXED_DTYPES = {**_REQUIRED, "grasp_penalty": "float32"}
-_NOT_EXTRA = {"observations", "next_observations", "actions", "infos", "masks", "dones", "discounts", *_REQUIRED}
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field: its name (``"observations/front"``), dtype, shape of one frame, number of stacked frames."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    stack: int = 1
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """The shape in a transition: ``(stack, *shape)``, or ``shape`` for a field that is no stack."""
-        return (self.stack, *self.shape) if self.stack > 1 else self.shape
 
 
 class Schema:
@@ -52,22 +43,29 @@ class Schema:
     """
 
     def __init__(self, observations: Sequence[Field], steps: Sequence[Field]) -> None:
-        self.observations = tuple(observations)
-        self.steps = tuple(steps)
-        following = tuple(Field("next_" + f.name, f.dtype, f.shape, f.stack) for f in observations)
+        # In an order of their own, so that the order of the user's keys does not matter.
+        self.observations = tuple(sorted(observations, key=lambda field: field.name))
+        standard = ["actions", *REQUIRED]
+        extras = sorted(
+            (field for field in steps if field.name not in standard), key=lambda field: field.name
+        )
+        self.steps = (*(field for field in steps if field.name in standard), *extras)
+        following = tuple(Field("next_" + f.name, f.dtype, f.shape, f.stack) for f in self.observations)
         self.inputs = (*self.observations, *following, *self.steps)
         self.outputs = (*self.inputs, Field("masks", "float32", ()), Field("discounts", "float32", ()))
         self._structure = _structure_of(self.observations)
-        self._step_names = tuple(field.name for field in steps)
+        self._step_names = tuple(field.name for field in self.steps)
         self._known = {"observations", "next_observations", "infos", "masks", "dones", *self._step_names}
 
     @classmethod
     def from_example(cls, transition: Transition, frame_stack: int | Mapping[str, int] = 1) -> Schema:
         """Take names, dtypes and shapes from one transition; see ``ReplayStore.from_example``."""
-        observations = _observation_fields(_leaves(_get(transition, "observations")), frame_stack)
-        steps = [_array_field("actions", _get(transition, "actions"))]
-        steps += [Field(name, dtype, ()) for name, dtype in _REQUIRED.items()]
-        steps += [_array_field(name, transition[name]) for name in transition if name not in _NOT_EXTRA]
+        leaves = example_leaves("observations", _get(transition, "observations"))
+        (actions, *more) = example_leaves("actions", _get(transition, "actions"))
+        if more or actions[0] != "actions":
+            raise TypeError("field 'actions' is a mapping; only observations may be nested")
+        observations = observation_fields(leaves, frame_stack)
+        steps = step_fields(actions, extra_leaves(transition))
         schema = cls(observations, steps)
         schema.convert(schema.columns(transition))  # the rest of the example must fit as well
         return schema
@@ -81,17 +79,14 @@ class Schema:
         extra: Mapping[str, Any] | None = None,
     ) -> Schema:
         """Take names, dtypes and shapes from gymnasium spaces; see ``ReplayStore.from_space``."""
-        observations = _observation_fields(_space_leaves("observations", observation_space), frame_stack)
-        steps = [_field(*leaf) for leaf in _space_leaves("actions", action_space)]
-        if [field.name for field in steps] != ["actions"]:
+        observations = observation_fields(space_leaves("observations", observation_space), frame_stack)
+        (actions, *more) = space_leaves("actions", action_space)
+        if more or actions[0] != "actions":
             raise TypeError("the action space is a Dict; the store holds one array of actions")
-        steps += [Field(name, dtype, ()) for name, dtype in _REQUIRED.items()]
-        for name, form in (extra or {}).items():
-            dtype, shape = form if isinstance(form, tuple) else (form, ())
-            if name in _NOT_EXTRA or "/" in name:
-                raise ValueError(f"field '{name}' cannot be an extra field; the name has a meaning of its own")
-            steps.append(_field(name, dtype, tuple(shape)))
-        return cls(observations, steps)
+        forms = (
+            (name, form if isinstance(form, tuple) else (form, ())) for name, form in (extra or {}).items()
+        )
+        return cls(observations, step_fields(actions, [extra_leaf(name, *form) for name, form in forms]))
 
     def to_json(self) -> str:
         """The schema as text, from which ``from_json`` makes an equal one."""
@@ -155,7 +150,7 @@ class Schema:
         return self.batch(arrays)
 
     def batch(self, arrays: Sequence[Array]) -> Batch:
-        """Name the columns: arrays in the order of ``outputs`` become a batch, nested like the observations."""
+        """Name the columns: arrays in the order of ``outputs`` become a batch, nested like observations."""
         parts = iter(arrays)
         batch = {key: _unflatten(self._structure, parts) for key in ("observations", "next_observations")}
         return {**batch, **{field.name: next(parts) for field in self.outputs[2 * len(self.observations) :]}}
@@ -174,19 +169,17 @@ class Schema:
             if not isinstance(value, np.ndarray) or value.ndim == 0:
                 raise TypeError(f"field '{field.name}' must be a NumPy array with a leading batch axis")
             if len(value) != len(values[0]):
-                raise ValueError(f"field '{field.name}' has {len(value)} rows; '{self.outputs[0].name}' has {len(values[0])}")
+                first = f"'{self.outputs[0].name}' has {len(values[0])}"
+                raise ValueError(f"field '{field.name}' has {len(value)} rows; {first}")
         return values, len(values[0])
 
     def require_equal(self, other: Schema, whose: str) -> None:
-        """Raise a ValueError that names the first field in which ``other``, ``whose`` schema it is, differs."""
-        if self == other:
-            return
+        """Raise a ValueError that names the first field in which ``other``, that of ``whose``, differs."""
         mine, others = ({f.name: f for f in (*s.observations, *s.steps)} for s in (self, other))
         for name in [*mine, *others]:
             if mine.get(name) != others.get(name):
-                has, wanted = (_describe(fields.get(name)) for fields in (others, mine))
+                has, wanted = (describe(fields.get(name)) for fields in (others, mine))
                 raise ValueError(f"field '{name}' of {whose} is {has}; here it is {wanted}")
-        raise ValueError(f"the fields of {whose} have the order {_names(other.inputs)}, not {_names(self.inputs)}")
 
     def _unknown(self, transition: Transition) -> str:
         name = sorted(map(str, transition.keys() - self._known))[0]
@@ -194,13 +187,17 @@ class Schema:
         return f"field '{name}' is unknown; the store holds {_names(self.inputs)}{hint}"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Schema) and (self.observations, self.steps) == (other.observations, other.steps)
+        """Whether both have the same fields."""
+        return isinstance(other, Schema) and self.inputs == other.inputs
 
     def __hash__(self) -> int:
-        return hash((self.observations, self.steps))
+        """Equal schemas have equal hashes."""
+        return hash(self.inputs)
 
     def __repr__(self) -> str:
-        return "Schema(" + ", ".join(f"{f.name}: {_describe(f)}" for f in (*self.observations, *self.steps)) + ")"
+        """The fields, one after the other."""
+        fields = ", ".join(f"{field.name}: {describe(field)}" for field in (*self.observations, *self.steps))
+        return f"Schema({fields})"
 
 
 def _get(tree: Mapping[str, Any], key: str) -> Any:
@@ -256,94 +253,29 @@ def _structure_of(observations: Sequence[Field]) -> Structure:
     return structure
 
 
-def _ends(transition: Transition, rows: int | None) -> tuple[Array, Array]:
-    """Terminated and truncated from SERL's masks (1 - terminated) and dones (the episode ended either way)."""
+def _ends(transition: Transition, rows: int | None) -> tuple[Any, Any]:
+    """Terminated and truncated from SERL's masks (1 - terminated) and dones (over, either way)."""
+    masks, dones = transition.get("masks"), transition.get("dones")
     shape = () if rows is None else (rows,)
-    dones = masks = None
-    if "dones" in transition:
-        dones = to_stored(transition["dones"], "dones", "bool", shape)
-    if "masks" in transition:
-        masks = to_stored(transition["masks"], "masks", "float32", shape)
-        if not np.isin(masks, (0.0, 1.0)).all():
-            wrong = masks[~np.isin(masks, (0.0, 1.0))].flat[0]
-            raise ValueError(f"field 'masks' holds {wrong}; a mask is 0 (terminated) or 1")
-    if masks is not None:
-        terminated = np.asarray(masks == 0.0)
-    elif dones is not None:
+    terminated: Any
+    truncated: Any
+    if dones is not None and not isinstance(dones, bool):
+        dones = to_stored(dones, "dones", "bool", shape)
+    if masks is None:
         terminated = dones
+    elif rows is None and isinstance(masks, (int, float)) and masks in (0, 1):  # no array needed
+        terminated = masks == 0
     else:
-        raise AssertionError("called without masks and dones")
-    truncated = np.asarray(dones & ~terminated) if dones is not None else np.zeros(shape, bool)
+        masks = to_stored(masks, "masks", "float32", shape)
+        wrong = masks[(masks != 0.0) & (masks != 1.0)]
+        if wrong.size:
+            raise ValueError(f"field 'masks' holds {wrong.flat[0]}; a mask is 0 (terminated) or 1")
+        terminated = np.asarray(masks == 0.0)
+    truncated = np.zeros(shape, bool) if dones is None else np.asarray(dones & ~np.asarray(terminated))
     for name, derived in (("terminated", terminated), ("truncated", truncated)):
         if name in transition and not np.array_equal(transition[name], derived):
             raise ValueError(f"field '{name}' contradicts masks and dones")
     return terminated, truncated
-
-
-def _leaves(tree: Any, name: str = "observations") -> list[tuple[str, Any, tuple[int, ...]]]:
-    if not isinstance(tree, Mapping):
-        array = np.asarray(tree)
-        return [(name, array.dtype, array.shape)]
-    leaves = []
-    for key, child in tree.items():
-        leaves += _leaves(child, _child_name(name, key))
-    return leaves
-
-
-def _space_leaves(name: str, space: Any) -> list[tuple[str, Any, tuple[int, ...]]]:
-    # By what a space has, not by its class: gymnasium is not needed here.
-    if isinstance(getattr(space, "spaces", None), Mapping):
-        return [leaf for key, child in space.spaces.items() for leaf in _space_leaves(_child_name(name, key), child)]
-    shape, dtype = getattr(space, "shape", None), getattr(space, "dtype", None)
-    if shape is None or dtype is None:
-        raise TypeError(f"field '{name}': a {type(space).__name__} space cannot be stored; use Box, Discrete or Dict")
-    return [(name, dtype, tuple(shape))]
-
-
-def _child_name(name: str, key: Any) -> str:
-    if not isinstance(key, str) or "/" in key or not key:
-        raise ValueError(f"field '{name}' has the key {key!r}; keys are text without '/'")
-    return f"{name}/{key}"
-
-
-def _field(name: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> Field:
-    return Field(name, _FIXED_DTYPES.get(name) or stored_dtype(name, dtype), tuple(int(n) for n in shape))
-
-
-def _array_field(name: str, value: Any) -> Field:
-    if isinstance(value, Mapping):
-        raise TypeError(f"field '{name}' is a mapping; only observations may be nested")
-    array = np.asarray(value)
-    return _field(_child_name("", name)[1:], array.dtype, array.shape)
-
-
-def _observation_fields(
-    leaves: Sequence[tuple[str, Any, tuple[int, ...]]], frame_stack: int | Mapping[str, int]
-) -> list[Field]:
-    asked = dict(frame_stack) if isinstance(frame_stack, Mapping) else None
-    fields = []
-    for name, dtype, shape in leaves:
-        field = _field(name, dtype, shape)
-        if asked is not None:
-            stack = asked.pop(name.removeprefix("observations/"), 1)
-        else:  # a number means every image
-            stack = frame_stack if field.dtype == "uint8" and len(shape) >= 3 else 1  # type: ignore[assignment]
-        if stack < 1:
-            raise ValueError(f"frame_stack is {stack} for field '{name}'; it is at least 1")
-        if stack > 1:
-            if not shape or shape[0] != stack:
-                raise ValueError(f"field '{name}' has shape {shape}; frame_stack {stack} needs ({stack}, …)")
-            field = Field(name, field.dtype, field.shape[1:], stack)
-        fields.append(field)
-    if asked:
-        raise ValueError(f"frame_stack names '{next(iter(asked))}', which is no observation field")
-    return fields
-
-
-def _describe(field: Field | None) -> str:
-    if field is None:
-        return "missing"
-    return f"{field.dtype} {field.shape}" + (f" x {field.stack} frames" if field.stack > 1 else "")
 
 
 def _names(fields: Sequence[Field]) -> str:

@@ -36,8 +36,10 @@ def pack(
     state: dict[str, Array] = {"format": np.array(FORMAT), "schema": np.array(schema.to_json())}
     state.update({key: np.array(numbers[key], np.uint64) for key in _NUMBERS})
     state["continues"] = continues
-    state.update({f"records/{f.name}": column for f, column in zip(schema.observations, records, strict=True)})
-    state.update({f"steps/{f.name}": column for f, column in zip(schema.steps, steps, strict=True)})
+    for field, column in zip(schema.observations, records, strict=True):
+        state[f"records/{field.name}"] = column
+    for field, column in zip(schema.steps, steps, strict=True):
+        state[f"steps/{field.name}"] = column
     return state
 
 

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from serl_fast.replay import state as states
-from serl_fast.replay.schema import Array, Batch, Field, Schema, Transition
+from serl_fast.replay.fields import Field
+from serl_fast.replay.schema import Array, Batch, Schema, Transition
 
 try:
     from serl_fast.replay import _native
 except ImportError as error:
     raise ImportError(
-        f"the extension of serl_fast cannot be loaded ({error}); build it from the repository: pip install -e ."
+        f"the extension of serl_fast cannot be loaded ({error}); build it in its repository: pip install -e ."
     ) from error
 
 Continues = bool | None
@@ -26,13 +27,14 @@ Continues = bool | None
 class ReplayStore:
     """The latest ``capacity`` transitions, each observation kept once, sampled uniformly.
 
-    A transition is a dict with the keys ``observations``, ``actions``, ``next_observations``, ``rewards``, either
-    ``terminated`` and ``truncated`` or SERL's ``masks`` (1 - terminated) and ``dones``, and the extra fields of
-    the schema; ``infos`` is ignored. Observations are an array or a nested dict of arrays. float64 is kept as
-    float32, other numbers only if nothing is lost.
+    A transition is a dict with the keys ``observations``, ``actions``, ``next_observations``, ``rewards``,
+    either ``terminated`` and ``truncated`` or SERL's ``masks`` (1 - terminated) and ``dones``, and the extra
+    fields of the schema; ``infos`` is ignored. Observations are an array or a nested dict of arrays. float64
+    is kept as float32, other numbers only if nothing is lost.
 
-    A step *continues* the one stored before it if its observation is that step's next observation; then only its
-    next observation is stored. Otherwise a new stretch begins and both are. What is sampled never depends on it.
+    A step *continues* the one stored before it if its observation is that step's next observation; then only
+    its next observation is stored. Otherwise a new stretch begins and both are. A transition is given back as
+    it was stored in either case.
 
     Any number of threads may append and sample at once: each transition is stored and read as a whole, and
     whoever comes first goes first. The interpreter lock is released while data is copied.
@@ -65,9 +67,9 @@ class ReplayStore:
             transition: one transition, as for ``append``; keys beyond the standard ones become extra fields.
             capacity: number of transitions kept.
             seed: of the sampling.
-            frame_stack: how many frames an observation field stacks on its first axis, by key (``{"front": 3}``,
-                ``{"images/front": 3}``), or one number for all images (uint8 fields with three axes or more).
-                Such a field is stored frame by frame and given back as stacks.
+            frame_stack: how many frames an observation field stacks on its first axis, by key
+                (``{"front": 3}``, ``{"images/front": 3}``), or one number for all images (uint8 fields with
+                three axes or more). Such a field is stored frame by frame and given back as stacks.
 
         Returns:
             The store, empty.
@@ -110,13 +112,13 @@ class ReplayStore:
 
         Args:
             transition: see the class.
-            continues: whether it follows the transition appended before it. None: it does if that one did not end
-                its episode and its next observations are, byte for byte, these observations. True: the same, but
-                an error if not. False: a new stretch begins.
+            continues: whether it follows the transition appended before it. None: it does if that one did not
+                end its episode and its next observations are, byte for byte, these observations. True: the
+                same, but an error if not. False: a new stretch begins.
 
         Raises:
-            TypeError, ValueError: something does not fit, is not finite, or ``continues`` is wrong. The message
-                names the field; nothing was stored.
+            TypeError, ValueError: something does not fit, is not finite, or ``continues`` is wrong. The
+                message names the field; nothing was stored.
         """
         values = self.schema.columns(transition)
         if not self._native.try_append(values, continues):
@@ -129,8 +131,8 @@ class ReplayStore:
 
         Args:
             columns: like a transition, every array with a leading axis [N].
-            continues: None, True or False speaks for the first row and the rest is decided by comparing; an array
-                [N] of bool speaks for every row.
+            continues: None, True or False speaks for the first row and the rest is decided by comparing; an
+                array [N] of bool speaks for every row.
 
         Raises:
             TypeError, ValueError: as for ``append``; the message names the row as well.
@@ -283,10 +285,13 @@ class ReplayStore:
         self._native.draws = _word("draws", draws)
 
     def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: a copy of all contents is not what sending an object should mean."""
         raise TypeError("a ReplayStore cannot be pickled; use save(path) and ReplayStore.load(path)")
 
     def __repr__(self) -> str:
-        return f"ReplayStore({len(self)} of {self.capacity} transitions, {self.nbytes / 1e6:.1f} MB, {self.schema})"
+        """Fill, size and fields."""
+        fill = f"{len(self)} of {self.capacity} transitions, {self.nbytes / 1e6:.1f} MB"
+        return f"ReplayStore({fill}, {self.schema})"
 
 
 def row_count(columns: Transition) -> int:
@@ -296,7 +301,7 @@ def row_count(columns: Transition) -> int:
     shape = np.shape(columns["rewards"])
     if len(shape) != 1:
         raise ValueError(f"field 'rewards' has shape {shape}; it is one number a row")
-    return shape[0]
+    return int(shape[0])
 
 
 def age_indices(indices: npt.ArrayLike) -> npt.NDArray[np.int64]:

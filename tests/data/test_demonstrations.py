@@ -27,7 +27,11 @@ def image(value: int, size: int = 8) -> np.ndarray:
 def transition(step: int = 0, last: bool = False, **changes: Any) -> dict[str, Any]:
     """As the manuals describe it."""
     return {
-        "observations": {"state": np.full(5, step, np.float32), "front": image(step), "wrist_1": image(100 + step)},
+        "observations": {
+            "state": np.full(5, step, np.float32),
+            "front": image(step),
+            "wrist_1": image(100 + step),
+        },
         "actions": np.array([0.5, -1, 1, 0, 0, 0, 1], np.float32),
         "next_observations": {
             "state": np.full(5, step + 1, np.float32),
@@ -109,8 +113,12 @@ def test_pixels_without_a_state(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("masks", "dones", "terminated", "truncated"),
-    [(1.0, False, False, False), (0.0, True, True, False), (1.0, True, False, True), (0.0, False, True,
-    False)],
+    [
+        (1.0, False, False, False),
+        (0.0, True, True, False),
+        (1.0, True, False, True),
+        (0.0, False, True, False),
+    ],
 )
 def test_ends_of_episodes(file: Path, masks: float, dones: bool, terminated: bool, truncated: bool) -> None:
     write(file, [transition(0, masks=masks, dones=dones)])
@@ -153,7 +161,11 @@ WRONG: dict[str, tuple[Any, str, str]] = {
         "observations/front",
         r"is missing; the observation has 'state', 'wrist_1'",
     ),
-    "missing next camera": (without("wrist_1", "next_observations"), "next_observations/wrist_1", r"is missing"),
+    "missing next camera": (
+        without("wrist_1", "next_observations"),
+        "next_observations/wrist_1",
+        r"is missing",
+    ),
     "missing state": (without("state", "next_observations"), "next_observations/state", r"has shape None"),
     "no dict": ([1, 2], "", r"is a list; accepted: a dict with observations"),
     "image of floats": (
@@ -189,7 +201,11 @@ WRONG: dict[str, tuple[Any, str, str]] = {
         "observations/state",
         r"is nan at index 1; accepted: finite",
     ),
-    "state beyond float32": (changed("observations", "state", np.full(5, 1e300)), "observations/state", r"is 1e\+300"),
+    "state beyond float32": (
+        changed("observations", "state", np.full(5, 1e300)),
+        "observations/state",
+        r"is 1e\+300",
+    ),
     "another action width": (transition(1, actions=np.zeros(6)), "actions", r"has 6 values; accepted: 7"),
     "action outside": (
         transition(1, actions=np.array([0, 0, -1.5, 0, 0, 0, 0])),
@@ -204,7 +220,11 @@ WRONG: dict[str, tuple[Any, str, str]] = {
     "mask between": (transition(1, masks=0.5), "masks", r"is 0\.5; accepted: 0 or 1"),
     "done of text": (transition(1, dones="yes"), "dones", r"is of type str"),
     "penalty of nan": (transition(1, grasp_penalty=np.nan), "grasp_penalty", r"is nan"),
-    "penalty in infos": (transition(1, infos={"grasp_penalty": "none"}), "infos/grasp_penalty", r"is of type str"),
+    "penalty in infos": (
+        transition(1, infos={"grasp_penalty": "none"}),
+        "infos/grasp_penalty",
+        r"is of type str",
+    ),
 }
 
 
@@ -220,8 +240,7 @@ def test_messages_name_file_transition_and_field(name: str, file: Path) -> None:
 def test_shapes_must_agree_between_files(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.pkl", [transition(0)])]
     paths.append(write(tmp_path / "b.pkl", [transition(0, actions=np.zeros(6))]))
-    with pytest.raises(DemonstrationError, match=r"b\.pkl, transition 0, field 'actions': has shape \(6,\);
-    .*a\.pkl"):
+    with pytest.raises(DemonstrationError, match=r"b\.pkl, .*'actions': has shape \(6,\); .*a\.pkl"):
         load_demonstrations(paths)
 
 
@@ -257,8 +276,9 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_round_trip(file: Path) -> None:
-    write(file, [hil_serl_transition(0), transition(1), transition(2, masks=1.0, dones=True), transition(3,
-    last=True)]) rows = load_demonstrations([file], CAMERAS)
+    truncated = transition(2, masks=1.0, dones=True)
+    write(file, [hil_serl_transition(0), transition(1), truncated, transition(3, last=True)])
+    rows = load_demonstrations([file], CAMERAS)
     again = file.with_name("again.pkl")
     save_demonstrations(again, rows)
     for a, b in zip(rows, load_demonstrations([again], CAMERAS), strict=True):
@@ -272,8 +292,9 @@ def test_round_trip(file: Path) -> None:
 
 
 def test_saving_keeps_plain_infos_and_accepts_the_keys_of_the_file(file: Path) -> None:
-    save_demonstrations(file, [transition(0, infos={"succeed": True, "robot": object(), "grasp_penalty":
-    -0.5})]) assert pickle.loads(file.read_bytes())[0]["infos"] == {"succeed": True, "grasp_penalty": -0.5}
+    infos = {"succeed": True, "robot": object(), "grasp_penalty": -0.5}
+    save_demonstrations(file, [transition(0, infos=infos)])
+    assert pickle.loads(file.read_bytes())[0]["infos"] == {"succeed": True, "grasp_penalty": -0.5}
     assert load_demonstrations([file])[0]["grasp_penalty"] == -0.5
 
 

@@ -59,7 +59,11 @@ def test_compiled_equals_eager(width, grippers):
 
 def test_compiled_redq_equals_eager():
     config = SACConfig(
-        hidden_widths=(32, 32), critic_ensemble_size=5, critic_subsample_size=2, backup_entropy=True, activation="relu"
+        hidden_widths=(32, 32),
+        critic_ensemble_size=5,
+        critic_subsample_size=2,
+        backup_entropy=True,
+        activation="relu",
     )
     eager, _ = train(6, 0, "eager", config=config)
     compiled, _ = train(6, 0, "compiled", config=config)

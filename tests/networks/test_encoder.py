@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from serl_fast.data import safe_pickle
+from serl_fast import safe_pickle
 from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.encoder import (
     CameraHead,

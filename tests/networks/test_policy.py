@@ -49,7 +49,9 @@ def test_each_ensemble_member_is_an_independent_network():
             for index in range(2):
                 single.layers[index].weight.copy_(ensemble.layers[index].weight[member].T)
                 single.layers[index].bias.copy_(ensemble.layers[index].bias[member, 0])
-        expected = single(torch.cat([features, actions], -1)) @ ensemble.head.weight[member] + ensemble.head.bias[member]
+        expected = (
+            single(torch.cat([features, actions], -1)) @ ensemble.head.weight[member] + ensemble.head.bias[member]
+        )
         torch.testing.assert_close(q[member], expected.squeeze(-1))
     kept = torch.tensor([2, 0])
     torch.testing.assert_close(ensemble(features, actions, kept), q[kept])

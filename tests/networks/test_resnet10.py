@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from serl_fast.data import safe_pickle
+from serl_fast import safe_pickle
 from serl_fast.networks.resnet10 import (
     ResNet10,
     SameConv2d,

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from serl_robots import rotations
 from serl_robots.robot import Array, RobotState
 from serl_robots.sim.arm import SimulatedFranka
+from serl_robots.sim.scene import LARGEST_IMAGE
 
 Observation = dict[str, NDArray[Any]]
 Vector = NDArray[np.float32]
@@ -60,7 +61,7 @@ class FrankaTask(gymnasium.Env[Observation, Vector]):
     HAS_GRIPPER_ACTION: ClassVar[bool] = True
     START_GRIPPER: ClassVar[float] = 1.0
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(
         self,
@@ -92,6 +93,9 @@ class FrankaTask(gymnasium.Env[Observation, Vector]):
             raise ValueError(f"image_keys has {unknown}; the cameras are {list(CAMERAS)}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is {render_mode!r}; it can be None or 'rgb_array'")
+        for name, size in (("image_size", image_size), ("render_size", render_size)):
+            if not 1 <= size <= LARGEST_IMAGE:
+                raise ValueError(f"{name} is {size} px; it can be 1 to {LARGEST_IMAGE}")
         self.render_mode = render_mode
         self.robot = SimulatedFranka(self.OBJECTS)
         self._image_keys, self._image_size, self._render_size = tuple(image_keys), image_size, render_size
@@ -103,11 +107,12 @@ class FrankaTask(gymnasium.Env[Observation, Vector]):
         self._gripper_target = self.START_GRIPPER
         self._state: RobotState
 
-        self._full_layout = {**PROPRIOCEPTION, **self.PRIVILEGED}
-        self._full_space = self._box(self._full_layout)
-        state_space = self._box(PROPRIOCEPTION) if image_keys else self._full_space
+        self._full_space = self._box({**PROPRIOCEPTION, **self.PRIVILEGED})
+        self._state_space = self._box(PROPRIOCEPTION) if image_keys else self._full_space
         image_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.observation_space = spaces.Dict({"state": state_space, **dict.fromkeys(image_keys, image_space)})
+        self.observation_space = spaces.Dict(  # type: ignore[assignment]
+            {"state": self._state_space, **dict.fromkeys(image_keys, image_space)}
+        )
         self.action_space = spaces.Box(-1.0, 1.0, (7 if self.HAS_GRIPPER_ACTION else 6,), np.float32)
 
     def reset(
@@ -217,7 +222,7 @@ class FrankaTask(gymnasium.Env[Observation, Vector]):
     def _observation(self) -> Observation:
         images: Observation = {key: self._image(key, self._image_size) for key in self._image_keys}
         if images:
-            return {"state": self._vector(self.observation_space["state"], self._proprioception()), **images}
+            return {"state": self._vector(self._state_space, self._proprioception()), **images}
         return {"state": self.privileged_state()}
 
     def _image(self, camera: str, size: int) -> NDArray[np.uint8]:

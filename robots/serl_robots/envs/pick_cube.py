@@ -20,9 +20,10 @@ LIFT_HEIGHT = 0.1  # m, between table and cube
 OPEN_THRESHOLD = 0.85  # gripper opening from which it counts as open, as in HIL-SERL
 
 PRIVILEGED: dict[str, tuple[int, float, float]] = {
-    "cube_position": (3, -0.5, 0.5),  # m, relative to CUBE_CENTRE "cube_from_tcp": (3, -0.5, 0.5),  # m, cube
-    position minus tool position, in the base frame # sine and cosine of 4 times the cube's yaw relative to
-    the hand: a cube looks the same after a quarter turn "cube_yaw": (2, -1.0, 1.0),
+    "cube_position": (3, -0.5, 0.5),  # m, relative to CUBE_CENTRE
+    "cube_from_tcp": (3, -0.5, 0.5),  # m, cube position minus tool position, in the base frame
+    # sine and cosine of 4 times the yaw from hand to cube: a cube looks the same after a quarter turn
+    "cube_yaw": (2, -1.0, 1.0),
 }
 STATE = slices({**PROPRIOCEPTION, **PRIVILEGED})
 
@@ -53,10 +54,11 @@ class PickCube(FrankaTask):
         self._cube_pose = slice(start, start + 7)
         self._cube = model.geom("cube").id
         self._cube_body = model.body("cube").id
+        self._table = model.geom("table").id
         self._fingers = (model.geom("left_pad").id, model.geom("right_pad").id)
 
     def progress(self) -> float:
-        """Minus the distance of tool and cube in m; while held, 1 plus the lifted fraction of `LIFT_HEIGHT`."""
+        """Minus the distance of tool and cube in m; once held, 1 plus the lifted part of `LIFT_HEIGHT`."""
         if self._held():
             return 1.0 + float(np.clip((self._cube_position()[2] - CUBE_SIZE / 2) / LIFT_HEIGHT, 0.0, 1.0))
         return -float(np.linalg.norm(self._cube_position() - self._state.tcp_position))
@@ -64,7 +66,7 @@ class PickCube(FrankaTask):
     def _reset_task(self) -> None:
         offset = self.np_random.uniform(-CUBE_RANGE, CUBE_RANGE, 2)
         yaw = self.np_random.uniform(-CUBE_YAW_RANGE, CUBE_YAW_RANGE)
-        position = CUBE_CENTRE + (*offset, 0.0)
+        position = CUBE_CENTRE + np.array((*offset, 0.0))
         self.robot.data.qpos[self._cube_pose] = (*position, math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
 
     def _privileged(self) -> list[ArrayLike]:
@@ -85,10 +87,10 @@ class PickCube(FrankaTask):
         return position
 
     def _held(self) -> bool:
-        """Whether the cube touches both fingers and not the table."""
+        """Whether the cube touches both fingers and is off the table."""
         pairs = self.robot.data.contact.geom  # [contacts, 2]
         partners = set(pairs[(pairs == self._cube).any(axis=1)].ravel().tolist()) - {self._cube}
-        return partners == set(self._fingers)
+        return partners.issuperset(self._fingers) and self._table not in partners
 
     def _relative_yaw(self) -> float:
         """Angle in rad from the hand's axes to the cube's, of no meaning beyond a quarter turn."""

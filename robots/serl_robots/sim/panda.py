@@ -54,5 +54,5 @@ FINGER_MASS = 0.015  # kg
 FINGER_TRAVEL = 0.04  # m, of each of the two fingers
 GRIPPER_FORCE = 20.0  # N, well below the 70 N that the hand can hold for long
 
-# The posture that the null-space term prefers and inverse kinematics starts from: the elbow up, the hand pointing down.
+# Elbow up, hand pointing down: preferred by the null-space term, start of inverse kinematics.
 HOME = np.array((0.0, -pi / 4, 0.0, -3 * pi / 4, 0.0, pi / 2, pi / 4))  # [7] rad

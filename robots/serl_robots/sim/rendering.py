@@ -1,14 +1,15 @@
 """Offscreen images with whatever OpenGL the machine has.
 
 MuJoCo chooses its OpenGL back end once, when it is first imported, from the variable MUJOCO_GL, and without
-it wants a display. Here the context is made directly: the back end that MUJOCO_GL names, else the first that
-works of EGL (a GPU, or Mesa in software) and OSMesa (software).
+it wants a display. Here the context is made directly: the back end that MUJOCO_GL names, else EGL (a GPU, or
+Mesa in software) if it works, else OSMesa (software).
 """
 
+import ctypes
 import importlib
 import os
 import platform
-import sys
+import weakref
 from functools import cache
 from typing import Any
 
@@ -16,46 +17,68 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-_HELP = "no OpenGL for images: {tried}; on Debian or Ubuntu install 'libegl1 libgl1-mesa-dri' (EGL) or 'libosmesa6' (OSMesa)"
+EGL_PLATFORM_DEVICE = 0x313F  # EGL_EXT_platform_device
 
 
-def backends() -> tuple[str, ...]:
-    """The back ends to try, in order."""
-    chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if chosen:
-        return ({"glx": "glfw", "wgl": "glfw"}.get(chosen, chosen),)
-    if platform.system() == "Darwin":
-        return ("cgl", "glfw")
-    if platform.system() == "Windows" or os.environ.get("DISPLAY"):
-        return ("egl", "osmesa", "glfw") if platform.system() == "Linux" else ("glfw",)
-    return ("egl", "osmesa")
+def choose_backend() -> str:
+    """The back end to use: the name of one of MuJoCo's context modules."""
+    named = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if named:
+        return {"glx": "glfw", "wgl": "glfw"}.get(named, named)
+    if platform.system() == "Linux":
+        return "egl" if _egl_works() else "osmesa"
+    return "cgl" if platform.system() == "Darwin" else "glfw"
+
+
+def _egl_works() -> bool:
+    """Whether EGL has a device that starts.
+
+    The library is loaded for this question only: once the whole process sees EGL, MuJoCo looks for OpenGL
+    nowhere else, and OSMesa would fail.
+    """
+    try:
+        egl = ctypes.CDLL("libEGL.so.1", mode=ctypes.RTLD_LOCAL)
+    except OSError:
+        return False
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    egl.eglInitialize.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    query_address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
+    display_address = egl.eglGetProcAddress(b"eglGetPlatformDisplayEXT")
+    if not query_address or not display_address:
+        return False
+    integer, pointer = ctypes.c_int, ctypes.c_void_p
+    query_devices = ctypes.CFUNCTYPE(ctypes.c_uint, integer, pointer, pointer)(query_address)
+    platform_display = ctypes.CFUNCTYPE(pointer, ctypes.c_uint, pointer, pointer)(display_address)
+    devices, count = (pointer * 32)(), integer(0)
+    if not query_devices(len(devices), devices, ctypes.addressof(count)):
+        return False
+    displays = [platform_display(EGL_PLATFORM_DEVICE, device, None) for device in devices[: count.value]]
+    return any(display and egl.eglInitialize(display, None, None) for display in displays)
 
 
 @cache
 def _context_class() -> Any:
-    """The GLContext class of the first back end that can make a context.
+    """The GLContext class of the chosen back end.
 
     Raises:
-        RuntimeError: if none can.
+        RuntimeError: if it cannot make a context.
     """
-    failures = []
-    for name in backends():
-        try:
-            context_class = importlib.import_module(f"mujoco.{name}").GLContext
-            context_class(16, 16).free()
-        except Exception as error:  # whatever a missing or broken OpenGL library raises
-            failures.append(f"{name} failed ({type(error).__name__})")
-            _forget_opengl()
-        else:
-            return context_class
-    raise RuntimeError(_HELP.format(tried=", ".join(failures)))
+    name = choose_backend()
+    try:
+        context_class = importlib.import_module(f"mujoco.{name}").GLContext
+        context_class(16, 16).free()
+    except Exception as error:  # whatever a missing or broken OpenGL library raises
+        raise RuntimeError(
+            f"no OpenGL for images: {name} failed ({type(error).__name__}); on Debian or Ubuntu install "
+            "'libegl1 libgl1-mesa-dri' (EGL) or 'libosmesa6' (OSMesa)"
+        ) from error
+    return context_class
 
 
-def _forget_opengl() -> None:
-    """Let the next back end choose again: PyOpenGL binds itself to one platform when it is first imported."""
-    os.environ.pop("PYOPENGL_PLATFORM", None)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "OpenGL"]:
-        del sys.modules[name]
+def _free(context: Any, renderer: Any) -> None:
+    context.make_current()
+    renderer.free()
+    context.free()
 
 
 class Camera:
@@ -84,6 +107,8 @@ class Camera:
         self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._renderer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._renderer)
+        # Also at exit, while the OpenGL module can still be used.
+        self._free = weakref.finalize(self, _free, self._context, self._renderer)
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
         self._pixels = np.empty((height, width, 3), np.uint8)
 
@@ -98,7 +123,5 @@ class Camera:
         return np.ascontiguousarray(self._pixels[::-1])  # OpenGL's first row is the lowest
 
     def close(self) -> None:
-        """Free the context; the camera must not be used afterwards."""
-        self._context.make_current()
-        self._renderer.free()
-        self._context.free()
+        """Free the graphics memory; the camera must not be used afterwards."""
+        self._free()

@@ -1,4 +1,4 @@
-"""The simulated workcell as MJCF text: arm, gripper, table, cameras, and the impedance controller's actuators.
+"""The simulated workcell as MJCF text: arm, gripper, table, cameras and the impedance controller.
 
 Made of primitive shapes, from the figures in `panda`. Contacts: cube, table, hand and fingers only; arm links
 pass through everything, which keeps a simulation step short (the environments' safety box keeps them off the
@@ -17,7 +17,10 @@ TABLE_CONTACT = 'contype="1" conaffinity="0"'
 OBJECT_CONTACT = 'contype="2" conaffinity="1"'
 HAND_CONTACT = 'contype="0" conaffinity="3"'
 NO_CONTACT = 'contype="0" conaffinity="0"'
+# Time constant 10 ms, four default physics steps: softer pads sink into a cube as they close on it.
+STIFF = 'solimp="0.95 0.99 0.001" solref="0.01 1"'
 
+LARGEST_IMAGE = 1024  # px, of the offscreen buffer
 WHITE, GREY, DARK = "0.92 0.92 0.9 1", "0.55 0.57 0.6 1", "0.2 0.21 0.23 1"
 
 
@@ -50,7 +53,7 @@ def text(values: Array) -> str:
 
 
 def looking_at(position: tuple[float, float, float], target: tuple[float, float, float], up: Array) -> str:
-    """MJCF attributes that place a camera at `position`, looking at `target` (m, in the parent body's frame)."""
+    """MJCF attributes of a camera at `position`, looking at `target` (m, in the parent body's frame)."""
     back = np.subtract(position, target)
     back /= np.linalg.norm(back)
     right = np.cross(up, back)
@@ -77,7 +80,7 @@ def build_scene(objects: str = "", impedance: Impedance | None = None, timestep:
   <visual>
     <headlight ambient="0.45 0.45 0.45" diffuse="0.35 0.35 0.35" specular="0 0 0"/>
     <quality shadowsize="0" offsamples="0"/>
-    <global offwidth="1280" offheight="960"/>
+    <global offwidth="{LARGEST_IMAGE}" offheight="{LARGEST_IMAGE}"/>
     <map znear="0.01"/>
   </visual>
   <asset>
@@ -96,9 +99,14 @@ def build_scene(objects: str = "", impedance: Impedance | None = None, timestep:
   </worldbody>
   {_actuators(impedance or Impedance())}
   <tendon>
-    <fixed name="opening"><joint joint="left_finger" coef="0.5"/><joint joint="right_finger" coef="0.5"/></fixed>
+    <fixed name="opening">
+      <joint joint="left_finger" coef="0.5"/>
+      <joint joint="right_finger" coef="0.5"/>
+    </fixed>
   </tendon>
-  <equality><joint joint1="left_finger" joint2="right_finger" solimp="0.95 0.99 0.001" solref="0.01 1"/></equality>
+  <equality>
+    <joint joint1="left_finger" joint2="right_finger" {STIFF}/>
+  </equality>
 </mujoco>"""
 
 
@@ -114,8 +122,8 @@ def _arm() -> str:
         limit = joint.torque
         inner = f"""
         <body name="link{number}" pos="{position}" quat="{orientation}" gravcomp="1">
-          <joint name="joint{number}" axis="0 0 1" range="{joint.lower} {joint.upper}" armature="0.1" damping="1"
-                 actuatorgravcomp="true" actuatorfrcrange="{-limit} {limit}"/>
+          <joint name="joint{number}" axis="0 0 1" range="{joint.lower} {joint.upper}" armature="0.1"
+                 damping="1" actuatorgravcomp="true" actuatorfrcrange="{-limit} {limit}"/>
           {_link_shape(number)}
           {inner}
         </body>"""
@@ -141,7 +149,7 @@ def _hand() -> str:
     """The hand at the flange, with fingers, wrist camera and tool centre point."""
     half_angle = panda.HAND_ANGLE / 2
     orientation = text(np.array((np.cos(half_angle), 0.0, 0.0, np.sin(half_angle))))
-    # On the side that faces away from the base when the hand points down, so that the arm does not hide the view.
+    # On the side away from the base when the hand points down, so that the arm does not hide the view.
     wrist = looking_at((0.075, 0.0, 0.04), (0.005, 0.0, 0.13), np.array((1.0, 0.0, 0.0)))
     return f"""
         <body name="hand" pos="0 0 {panda.FLANGE_OFFSET}" quat="{orientation}" gravcomp="1">
@@ -159,13 +167,13 @@ def _finger(name: str, side: int) -> str:
     """One finger; `side` is its direction along the hand's y axis, in which it opens."""
     return f"""
           <body name="{name}_finger" pos="0 0 0.0584" gravcomp="1">
-            <joint name="{name}_finger" type="slide" axis="0 {side} 0" range="0 {panda.FINGER_TRAVEL}" damping="100"
-                   armature="0.1"/>
-            <geom type="box" size="0.01 0.0075 0.018" pos="0 {side * 0.0125} 0.018" mass="{panda.FINGER_MASS / 2}"
-                  rgba="{DARK}" {NO_CONTACT}/>
+            <joint name="{name}_finger" type="slide" axis="0 {side} 0" range="0 {panda.FINGER_TRAVEL}"
+                   damping="100" armature="0.1"/>
+            <geom type="box" size="0.01 0.0075 0.018" pos="0 {side * 0.0125} 0.018"
+                  mass="{panda.FINGER_MASS / 2}" rgba="{DARK}" {NO_CONTACT}/>
             <geom name="{name}_pad" type="box" size="0.01 0.005 0.027" pos="0 {side * 0.005} 0.027"
-                  mass="{panda.FINGER_MASS / 2}" rgba="{DARK}" {HAND_CONTACT} condim="4" friction="1.5 0.02 0.0001"
-                  solimp="0.95 0.99 0.001" solref="0.01 1" priority="1"/>
+                  mass="{panda.FINGER_MASS / 2}" rgba="{DARK}" {HAND_CONTACT}
+                  condim="4" friction="1.5 0.02 0.0001" priority="1" {STIFF}/>
           </body>"""
 
 
@@ -187,8 +195,9 @@ def _actuators(impedance: Impedance) -> str:
         common = f'site="tcp" refsite="target" gear="{gear}" biastype="affine" gainprm="0"'
         lines.append(f'<general {common} biasprm="0 {-stiffness} 0" forcerange="{-limit} {limit}"/>')
         lines.append(f'<general {common} biasprm="0 0 {-damping}"/>')
-    # The drive acts on the fingers' mean position; the equality constraint, a rack and pinion, keeps them
-    symmetric. lines.append(
+    # The drive acts on the fingers' mean position; the equality constraint, like their rack and pinion, keeps
+    # them symmetric.
+    lines.append(
         f'<general name="gripper" tendon="opening" biastype="affine" gainprm="10000" biasprm="0 -10000 0"'
         f' ctrlrange="0 {panda.FINGER_TRAVEL}" forcerange="{-force} {force}"/>'
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serl_fast.data import safe_pickle
+from serl_fast import safe_pickle
 
 PROTOCOLS = [2, 3, 4, 5]
 

@@ -119,9 +119,7 @@ def _scan(data: bytes | mmap.mmap) -> None:
         else:
             position = start + length
         if position > size:
-            raise _Refused(
-                f"the file is truncated: {name} at byte {start - 1} reaches past its end ({size} bytes)"
-            )
+            raise _Refused(f"the file is truncated: {name} at byte {start - 1} reaches past its end ({size} bytes)")
         if name == "STOP":
             if position != size:
                 raise _Refused(f"{size - position} bytes follow the end of the pickle")
@@ -142,9 +140,7 @@ class _Dtype:
         code = code.decode("latin1") if isinstance(code, bytes) else code
         code = "?" if code == "b1" else code  # NumPy writes bool as b1; as a type code that would be a byte
         if not isinstance(code, str) or not _DTYPE.match(code):
-            raise _Refused(
-                f"arrays of dtype {code!r:.40} are refused; only numbers, booleans and strings are read"
-            )
+            raise _Refused(f"arrays of dtype {code!r:.40} are refused; only numbers, booleans and strings are read")
         self.value = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
@@ -169,17 +165,9 @@ class _Array:
     def fill(self, raw: Any, dtype: Any, shape: Any, order: str) -> None:
         """Take the bytes of an array of this shape; they must be exactly as many as it needs."""
         raw = raw.encode("latin1") if isinstance(raw, str) else raw  # written by Python 2
-        if (
-            not isinstance(dtype, _Dtype)
-            or not isinstance(raw, (bytes, bytearray))
-            or order not in ("C", "F")
-        ):
+        if not isinstance(dtype, _Dtype) or not isinstance(raw, (bytes, bytearray)) or order not in ("C", "F"):
             raise _Refused("an array without a plain dtype and plain bytes is refused")
-        if (
-            not isinstance(shape, tuple)
-            or not all(type(n) is int and n >= 0 for n in shape)
-            or len(shape) > 32
-        ):
+        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32:
             raise _Refused(f"array shape {shape!r:.80} is no tuple of sizes")
         needed = math.prod(shape) * dtype.value.itemsize
         if needed != len(raw):

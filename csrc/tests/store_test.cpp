@@ -1,0 +1,162 @@
+#include "serl_fast/store.h"
+
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+
+#include "check.h"
+#include "rows.h"
+
+using namespace serl_fast;
+using namespace serl_fast::test;
+
+namespace {
+
+Rows all(const Store& store) {
+  const Schema& schema = store.schema();
+  Rows batch(schema, store.size(), schema.columns_out());
+  std::vector<std::int64_t> ages(store.size());
+  std::iota(ages.begin(), ages.end(), 0);
+  store.gather(ages, 0.5F, batch.pointers());
+  return batch;
+}
+
+// Episodes of 7 steps through a store of 10, each step checked after each append.
+void wraps_around_without_a_wrong_frame() {
+  for (const std::size_t stack : {1, 2, 4}) {
+    Store store(make_schema(stack), 10, 0);
+    for (int step = 0; step < 70; ++step) {
+      append(store, one(step, step - step % 7, stack, false, step % 7 == 6));
+      Rows batch = all(store);
+      for (int row = 0; row < static_cast<int>(store.size()); ++row) {
+        const int time = step + 1 - static_cast<int>(store.size()) + row;
+        CHECK(is_step(batch, static_cast<std::size_t>(row), time, time - time % 7, stack));
+      }
+    }
+    CHECK(store.size() == 10);
+    CHECK(store.appended() == 70);
+  }
+}
+
+// Every step a stretch of its own is the worst case: it, too, keeps `capacity` steps.
+void keeps_the_capacity_with_the_shortest_stretches() {
+  for (const std::size_t capacity : {1, 2, 5}) {
+    Store store(make_schema(3), capacity, 0);
+    for (int step = 0; step < 20; ++step) append(store, one(step, 0, 3), Continues::kNo);
+    CHECK(store.size() == capacity);
+    Rows batch = all(store);
+    for (std::size_t row = 0; row < capacity; ++row) {
+      CHECK(is_step(batch, row, 20 - static_cast<int>(capacity) + static_cast<int>(row), 0, 3));
+    }
+  }
+}
+
+void stores_each_observation_once() {
+  Store whole(make_schema(), 100, 0);
+  Store split(make_schema(), 100, 0);
+  for (int step = 0; step < 100; ++step) {
+    append(whole, one(step, 0));
+    append(split, one(step, 0), Continues::kNo);
+  }
+  CHECK(whole.state().records == 101);
+  CHECK(split.state().records == 200);
+  CHECK(whole.bytes_used() < split.bytes_used());
+}
+
+void continuity_is_checked() {
+  Store store(make_schema(), 10, 0);
+  CHECK_THROWS(append(store, one(0, 0), Continues::kYes), Error, "the store is empty");
+  append(store, one(0, 0));
+  CHECK_THROWS(append(store, one(2, 0), Continues::kYes), Error, "field 'observations/front' differs");
+  append(store, one(1, 0, 1, true), Continues::kYes);
+  CHECK_THROWS(append(store, one(2, 0), Continues::kYes), Error, "the previous step was terminated");
+  append(store, one(2, 0, 1, false, true));
+  CHECK_THROWS(append(store, one(3, 0), Continues::kYes), Error, "the previous step was truncated");
+  CHECK(store.size() == 3);
+}
+
+void an_error_stores_nothing() {
+  Store store(make_schema(), 4, 0);
+  append(store, one(0, 0));
+  const Schema schema = make_schema();
+  Rows rows(schema, 3, schema.columns_in());
+  for (std::size_t i = 0; i < 3; ++i) fill(rows, i, static_cast<int>(i) + 1, 0, 1);
+  const std::vector<Continues> wishes = {Continues::kYes, Continues::kYes, Continues::kYes};
+  rows.as<float>(kVector)[2 * kState] = 77.0F;
+  CHECK_THROWS(store.append(rows.const_pointers(), 3, wishes), Error, "row 2: continues is True");
+  rows.as<float>(kRewards)[2] = std::numeric_limits<float>::infinity();
+  CHECK_THROWS(store.append(rows.const_pointers(), 3, {}), Error, "(inf) in row 2");
+  CHECK(store.size() == 1);
+  CHECK(store.appended() == 1);
+  fill(rows, 2, 3, 0, 1);
+  store.append(rows.const_pointers(), 3, wishes);
+  CHECK(store.state().records == 5);
+}
+
+void sampling() {
+  Store store(make_schema(), 10, 5);
+  Rows batch(make_schema(), 64, make_schema().columns_out());
+  CHECK_THROWS(store.sample(64, 0.9F, batch.pointers()), Error, "empty");
+  CHECK(store.draws() == 0);
+  for (int step = 0; step < 13; ++step) append(store, one(step, 0, 1, step % 5 == 4));
+  CHECK_THROWS(store.sample(64, 1.5F, batch.pointers()), Error, "discount");
+  store.sample(64, 0.5F, batch.pointers());
+  CHECK(store.draws() == 1);
+  for (std::size_t row = 0; row < 64; ++row) {
+    const int time = static_cast<int>(batch.as<float>(kRewards)[row]);
+    CHECK(time >= 3 && time < 13);
+    CHECK(is_step(batch, row, time, 0, 1));
+    const float mask = time % 5 == 4 ? 0.0F : 1.0F;
+    CHECK(batch.as<float>(kMasks)[row] == mask);
+    CHECK(batch.as<float>(kMasks + 1)[row] == 0.5F * mask);
+  }
+  Rows again(make_schema(), 64, make_schema().columns_out());
+  store.set_draws(0);
+  store.sample(64, 0.5F, again.pointers());
+  CHECK(again.memory == batch.memory);
+  const std::int64_t outside = 10;
+  CHECK_THROWS(store.gather(std::span(&outside, 1), 0.5F, batch.pointers()), std::out_of_range, "index 10");
+}
+
+void state_round_trip() {
+  for (const std::size_t stack : {1, 3}) {
+    Store store(make_schema(stack), 10, 9);
+    for (int step = 0; step < 25; ++step) {
+      append(store, one(step, step - step % 4, stack, step % 4 == 3),
+             step == 18 ? Continues::kNo : Continues::kDecide);
+    }
+    const State state = store.state();
+    Store copy(make_schema(stack), 10, 0);
+    append(copy, one(99, 0, stack));
+    copy.load(state.view());
+    CHECK(all(copy).memory == all(store).memory);
+    CHECK(copy.appended() == 25);
+    CHECK(copy.seed() == 9);
+    append(copy, one(25, 24, stack), Continues::kYes);  // goes on where the original stood
+    CHECK(copy.size() == 10);
+    Store small(make_schema(stack), 9, 0);
+    CHECK_THROWS(small.load(state.view()), Error, "capacity is 9");
+    StateView wrong = state.view();
+    ++wrong.records;
+    CHECK_THROWS(copy.load(wrong), Error, "inconsistent");
+  }
+}
+
+void refuses_impossible_capacities() {
+  CHECK_THROWS(Store(make_schema(), 0, 0), Error, "capacity is 0");
+  CHECK_THROWS(Store(make_schema(), std::size_t{1} << 40, 0), Error, "2^32");
+}
+
+}  // namespace
+
+int main() {
+  wraps_around_without_a_wrong_frame();
+  keeps_the_capacity_with_the_shortest_stretches();
+  stores_each_observation_once();
+  continuity_is_checked();
+  an_error_stores_nothing();
+  sampling();
+  state_round_trip();
+  refuses_impossible_capacities();
+  return serl_fast::test::summary();
+}

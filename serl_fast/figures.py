@@ -1,0 +1,142 @@
+"""A run's metrics read back and drawn, and its episodes filmed."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serl_fast.errors import MissingExtraError, require
+
+FIRST_COLUMNS = ("step", "environment_steps", "time")
+EPISODE = "environment/episode/"
+
+_ROLLING_EPISODES = 20
+_COLOURS = {"evaluation": "#1f77b4", "training": "#9a9a9a", "intervention": "#d1495b"}
+
+
+def complete_rows(path: Path) -> list[list[str]]:
+    """All rows that end with a newline."""
+    text = path.read_text(encoding="utf-8")
+    return list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+
+
+def read_metrics(path: str | Path) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """The columns of a ``metrics.csv``, float64 [rows]; NaN where a row has no value.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    rows = complete_rows(Path(path)) or [list(FIRST_COLUMNS)]
+    header, body = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
+    values = [[float(cell) if cell else math.nan for cell in row] for row in body]
+    table = np.array(values, dtype=np.float64).reshape(len(body), len(header))
+    return {name: table[:, index] for index, name in enumerate(header)}
+
+
+def plot_progress(metrics_csv: str | Path, png: str | Path) -> Path | None:
+    """Draw success and intervention rates over environment steps.
+
+    Args:
+        metrics_csv: a run's ``metrics.csv``.
+        png: the file to write.
+
+    Returns:
+        The file's path; None where there is nothing to draw or Matplotlib is not installed (said in one
+        line).
+    """
+    if not Path(metrics_csv).exists():
+        return None
+    columns = read_metrics(metrics_csv)
+    curves = {
+        "evaluation": _curve(columns, "evaluation/success_rate"),
+        "training": _rolling(_curve(columns, f"{EPISODE}succeed")),
+        "intervention": _rolling(_curve(columns, f"{EPISODE}intervention_rate")),
+    }
+    if not any(len(steps) for steps, _ in curves.values()):
+        return None
+    try:
+        figure = require("matplotlib.figure", "logging").Figure(figsize=(8, 6.5), dpi=150, layout="constrained")
+    except MissingExtraError as error:
+        print(error)
+        return None
+    success, intervention = figure.subplots(2, 1, sharex=True)
+    rolling = f"mean of the last {_ROLLING_EPISODES} episodes"
+    drawn = {
+        "training": (success, "-", f"training, with interventions: {rolling}"),
+        "evaluation": (success, "o-", "evaluation, policy alone"),
+        "intervention": (intervention, "-", rolling),
+    }
+    for name, (axes, marks, label) in drawn.items():
+        if len(curves[name][0]):
+            axes.plot(*curves[name], marks, markersize=4, color=_COLOURS[name], label=label)
+    success.set_ylabel("success rate (% of episodes)")
+    intervention.set_ylabel("intervention rate (% of steps)")
+    intervention.set_xlabel("environment steps")
+    for axes in (success, intervention):
+        axes.set_ylim(-3, 103)
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.lines:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    figure.savefig(png)
+    return Path(png)
+
+
+def _curve(columns: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    """(environment steps, percent) of the rows that have this metric."""
+    values = columns.get(name, np.zeros(0))
+    present = np.isfinite(values)
+    return columns["environment_steps"][: len(values)][present], 100 * values[present]
+
+
+def _rolling(curve: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Mean over the last episodes; at the start over as many as there are."""
+    steps, values = curve
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - _ROLLING_EPISODES, 0)
+    return steps, (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def write_video(path: str | Path, frames: Sequence[Any], fps: float = 10) -> Path | None:
+    """Write an MP4 that every player and browser shows: H.264, yuv420p.
+
+    Args:
+        path: the file.
+        frames: uint8 [H, W, 3], all of one size; an odd height or width grows by one repeated line.
+        fps: frames per second.
+
+    Returns:
+        The file's path; None where imageio or its ffmpeg is not installed (said in one line).
+
+    Raises:
+        ValueError: no frames, or frames of another shape, size or dtype.
+    """
+    if not len(frames):
+        raise ValueError(f"{path}: there are no frames")
+    arrays = [np.asarray(frame) for frame in frames]
+    for index, frame in enumerate(arrays):
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != arrays[0].shape:
+            raise ValueError(
+                f"{path}: frame {index} is {frame.dtype} {frame.shape}; accepted: uint8 (height, width, 3), all alike"
+            )
+    try:
+        require("imageio_ffmpeg", "logging")
+        imageio = require("imageio.v2", "logging")
+    except MissingExtraError as error:
+        print(error)
+        return None
+    odd = [(0, size % 2) for size in arrays[0].shape[:2]]  # yuv420p halves the colour planes
+    with imageio.get_writer(
+        path, format="FFMPEG", fps=fps, codec="libx264", pixelformat="yuv420p", macro_block_size=1
+    ) as writer:
+        for frame in arrays:
+            writer.append_data(np.pad(frame, (*odd, (0, 0)), mode="edge"))
+    return Path(path)
