@@ -383,7 +383,10 @@ def _interrupts(stop: Stop) -> Iterator[None]:
 
 def _device(name: str) -> torch.device:
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:  # torch's ways of saying unknown or absent
+            raise ValueError(f"device {name!r} can not be used: {error}") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

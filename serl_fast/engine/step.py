@@ -59,13 +59,11 @@ def adam_step(state: AdamState, gradients: Sequence[Tensor], config: AdamConfig)
 def average_targets(networks: nn.ModuleDict, updates: Sequence[TargetUpdate]) -> None:
     """Move each target towards its source, in place."""
     for update in updates:
-        targets, sources = (
-            list(networks[update.target].parameters()),
-            list(networks[update.source].parameters()),
-        )
-        pairs = [(t, s) for t, s in zip(targets, sources, strict=True) if s.requires_grad]
+        sources = dict(networks[update.source].named_parameters())
+        # Parameters are matched by name: a target need not hold what is frozen, such as an encoder's trunk.
+        pairs = [(target, sources[name]) for name, target in networks[update.target].named_parameters()]
         if pairs:
-            torch._foreach_lerp_([t for t, _ in pairs], [s for _, s in pairs], update.rate)
+            torch._foreach_lerp_([target for target, _ in pairs], [source for _, source in pairs], update.rate)
 
 
 def build_step(agent: Agent, adam: dict[str, AdamState], autocast: torch.autocast, *, with_actor: bool) -> Step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,40 +73,31 @@ def load_operator(name: str) -> Operator | None:
 
 def _build(env_id: str, image_keys: Sequence[str], render_mode: str | None) -> gymnasium.Env[Any, Any]:
     kwargs: dict[str, Any] = {}
+    module, _, name = env_id.rpartition(":")
+    # Importing a package registers its environments; the namespace of "package/Id-v0" names one too.
+    module = module or (env_id.partition("/")[0] if "/" in env_id else "")
     try:
-        if ":" in env_id:  # find_spec with a module prefix imports the module, which registers its environments
-            spec = gymnasium.spec(env_id)
-        else:
-            import_plugins(env_id)
-            spec = gymnasium.spec(env_id)
-        accepted = inspect.signature(_entry_point(spec)).parameters
+        if module and name not in gymnasium.registry and importlib.util.find_spec(module):
+            importlib.import_module(module)
+        accepted = _parameters(gymnasium.spec(name))
         if image_keys and "image_keys" in accepted:
             kwargs["image_keys"] = tuple(image_keys)
         if render_mode and "render_mode" in accepted:
             kwargs["render_mode"] = render_mode
-        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
+        return gymnasium.make(name, disable_env_checker=True, **kwargs)
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise ValueError(f"environment {env_id!r} can not be built: {error}") from error
 
 
-def import_plugins(env_id: str) -> None:
-    """Import the package that an id's namespace names, so that ``package/Id-v0`` works without a prefix."""
-    namespace = env_id.partition("/")[0] if "/" in env_id else ""
-    if namespace and env_id not in gymnasium.registry:
-        try:
-            __import__(namespace)
-        except ModuleNotFoundError as error:
-            if error.name != namespace:
-                raise
-
-
-def _entry_point(spec: gymnasium.envs.registration.EnvSpec) -> Callable[..., Any]:
-    entry_point = spec.entry_point
-    if isinstance(entry_point, str):
-        return gymnasium.envs.registration.load_env_creator(entry_point)
-    if entry_point is None:
-        raise ValueError(f"environment {spec.id!r} has no entry point")
-    return entry_point
+def _parameters(spec: gymnasium.envs.registration.EnvSpec) -> set[str]:
+    """Names of what an environment's constructor takes, those of its base classes included."""
+    creator = spec.entry_point
+    if isinstance(creator, str):
+        creator = gymnasium.envs.registration.load_env_creator(creator)
+    if not inspect.isclass(creator):
+        return set(inspect.signature(creator).parameters) if creator else set()
+    own = [c for c in creator.__mro__ if "__init__" in vars(c) and c is not object]
+    return {name for c in own for name in inspect.signature(c.__init__).parameters}  # type: ignore[misc]
 
 
 def _fit_action(env: gymnasium.Env[Any, Any], env_id: str, mode: SetupMode) -> gymnasium.Env[Any, Any]:

@@ -46,9 +46,7 @@ class Schema:
         # In an order of their own, so that the order of the user's keys does not matter.
         self.observations = tuple(sorted(observations, key=lambda field: field.name))
         standard = ["actions", *REQUIRED]
-        extras = sorted(
-            (field for field in steps if field.name not in standard), key=lambda field: field.name
-        )
+        extras = sorted((field for field in steps if field.name not in standard), key=lambda field: field.name)
         self.steps = (*(field for field in steps if field.name in standard), *extras)
         following = tuple(Field("next_" + f.name, f.dtype, f.shape, f.stack) for f in self.observations)
         self.inputs = (*self.observations, *following, *self.steps)
@@ -83,9 +81,7 @@ class Schema:
         (actions, *more) = space_leaves("actions", action_space)
         if more or actions[0] != "actions":
             raise TypeError("the action space is a Dict; the store holds one array of actions")
-        forms = (
-            (name, form if isinstance(form, tuple) else (form, ())) for name, form in (extra or {}).items()
-        )
+        forms = ((name, form if isinstance(form, tuple) else (form, ())) for name, form in (extra or {}).items())
         return cls(observations, step_fields(actions, [extra_leaf(name, *form) for name, form in forms]))
 
     def to_json(self) -> str:

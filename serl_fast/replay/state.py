@@ -43,9 +43,7 @@ def pack(
     return state
 
 
-def unpack(
-    schema: Schema, state: Mapping[str, Any]
-) -> tuple[dict[str, int], Array, list[Array], list[Array]]:
+def unpack(schema: Schema, state: Mapping[str, Any]) -> tuple[dict[str, int], Array, list[Array], list[Array]]:
     """Undo ``pack``: numbers, continues, records and steps of a state whose schema is ``schema``.
 
     Raises:
@@ -96,14 +94,17 @@ def write_file(path: str | os.PathLike[str], state: Mapping[str, Array]) -> None
 
 def read_file(path: str | os.PathLike[str]) -> dict[str, Array]:
     """Read what ``write_file`` wrote; raises ValueError for a truncated, damaged or foreign file."""
-    try:
-        # Only numbers and text are read, never pickled objects, so a file cannot run code.
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except FileNotFoundError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, AttributeError, KeyError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a complete file of a replay store: {error}") from error
+    damage = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, AttributeError, KeyError)
+    with open(path, "rb") as file:
+        try:
+            # Only numbers and text are read, never pickled objects, so a file cannot run code.
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            with archive:
+                return {key: archive[key] for key in archive.files}
+        except damage as error:
+            raise ValueError(f"{os.fspath(path)} is not a complete file of a replay store: {error}") from error
 
 
 def _part(state: Mapping[str, Any], key: str) -> Any:

@@ -1,0 +1,330 @@
+"""``train_hybrid``, ``record_demos`` and ``evaluate`` really run, on the CPU, for a few steps."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from serl_fast import evaluate, record_demos, train_hybrid
+from serl_fast.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
+from serl_fast.data.demonstrations import DemonstrationError, load_demonstrations
+from serl_fast.errors import MissingExtraError
+from serl_fast.replay import ReplayStore
+
+TINY = [
+    "--max_steps=40", "--batch_size=16", "--training_starts=20", "--random_steps=10", "--hidden_widths", "16", "16",
+    "--execution=eager", "--eval_interval=20", "--eval_episodes=1", "--final_eval_episodes=2", "--video_episodes=1",
+    "--log_interval=5", "--save_interval=20", "--steps_per_update=5", "--replay_buffer_capacity=500", "--threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("demos") / "pick.pkl"
+    assert record_demos.run(["--num_demos", "2", "--output", str(path), "--seed", "3"]) == 0
+    return path
+
+
+def mistake(run, argv: list[str], capsys) -> str:
+    """What a command says to ``argv``: as one line of text, however it is framed on the terminal."""
+    try:
+        run(argv)
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    except SystemExit as exit_:
+        assert exit_.code == 2
+    return re.sub(r"[\s│╭╮╰╯─]+", " ", capsys.readouterr().err)
+
+
+def columns(run: Path) -> dict[str, list[str]]:
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {name: [row[name] for row in rows if row[name] != ""] for name in rows[0]}
+
+
+def test_a_whole_run_leaves_everything_behind(demos, tmp_path, capsys):
+    run = tmp_path / "run"
+    flags = ["--demo_paths", str(demos), "--operator", "scripted", "--save_dir", str(run), "--cta_ratio", "4"]
+    assert train_hybrid.run([*TINY, *flags, "--lr=1e-3", "--discount=0.9", "--pretrain_steps=3", "--max_steps=400", "--eval_interval=2"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("config.json", "metrics.csv", "tensorboard", "success.png", "rollout.mp4", "final_model.pth",
+                 "checkpoint_20.pth", "checkpoint_400.pth"):  # fmt: skip
+        assert (run / name).exists(), name
+        assert str(run / name) in printed
+    assert "success rate over 2 fresh episodes" in printed
+    config = json.loads((run / "config.json").read_text())
+    assert config["lr"] == 1e-3
+    assert config["execution_used"] == "eager"
+    assert "torch" in json.dumps(config)
+    found = columns(run)
+    for name in ("critic_loss", "grasp_critic_loss", "actor_loss", "alpha_loss", "alpha", "environment/episode/r",
+                 "environment/episode/l", "environment/episode/intervention_count", "critic/loss",
+                 "learner/utd_ratio", "learner/updates_per_second", "evaluation/success_rate"):  # fmt: skip
+        assert found[name], name
+    assert list(run.glob("tensorboard/*events*"))
+    assert len(list(run.glob("replay_*"))) == 1  # only the newest stores are kept
+
+
+def test_the_final_model_is_evaluated_by_its_own_command(demos, tmp_path, capsys):
+    run = tmp_path / "run"
+    train_hybrid.run([*TINY, "--demo_paths", str(demos), "--save_dir", str(run), "--preset", "quick"])
+    video = tmp_path / "v.mp4"
+    flags = ["--checkpoint", str(run / "final_model.pth"), "--episodes", "2", "--video", str(video), "--stochastic"]
+    assert evaluate.run([*flags, "--video_episodes", "1", "--seed", "7", "--device", "cpu"]) == 0
+    assert "success rate" in capsys.readouterr().out
+    assert video.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("mode", "width"),
+    [
+        ("single-arm-fixed-gripper", 6),
+        ("single-arm-learned-gripper", 7),
+        ("dual-arm-fixed-gripper", 12),
+        ("dual-arm-learned-gripper", 14),
+    ],
+)
+def test_every_setup_mode_trains(mode, width, tmp_path, toy_arm):
+    import gymnasium
+
+    env_id = f"toy/Arm{width}-v0"
+    if env_id not in gymnasium.registry:
+        gymnasium.register(env_id, entry_point=toy_arm, kwargs={"width": width, "intervals": ((2, 5),)})
+    flags = ["--env", env_id, "--setup_mode", mode, "--save_dir", str(tmp_path), "--critic_ensemble_size", "4"]
+    assert train_hybrid.run([*TINY, *flags, "--critic_subsample_size", "2", "--eval_interval=0"]) == 0
+    checkpoint = load_checkpoint(tmp_path / "final_model.pth")
+    assert checkpoint["setup_mode"] == mode
+    assert ReplayStore.load(tmp_path / "replay_40" / "demonstrations.npz").appended > 0  # the interventions
+
+
+def test_a_fixed_gripper_mode_holds_a_commanded_gripper_still(tmp_path, demos):
+    flags = ["--setup_mode", "single-arm-fixed-gripper", "--operator", "scripted", "--save_dir", str(tmp_path)]
+    assert train_hybrid.run([*TINY, *flags, "--env", "serl_robots:serl_robots/PickCube-v0"]) == 0
+    assert load_checkpoint(tmp_path / "final_model.pth")["agent"]["action_dim"] == 6
+
+
+def test_reach_with_a_fixed_gripper(tmp_path):
+    demo = tmp_path / "reach.pkl"
+    flags = ["--env", "serl_robots/Reach-v0", "--setup_mode", "single-arm-fixed-gripper"]
+    record_demos.run([*flags, "--num_demos", "2", "--noise", "0", "--output", str(demo)])
+    assert train_hybrid.run([*TINY, *flags, "--demo_paths", str(demo), "--save_dir", str(tmp_path / "run")]) == 0
+
+
+def test_images_and_state_train_together(tmp_path, toy_arm):
+    import gymnasium
+
+    if "toy/Camera-v0" not in gymnasium.registry:
+        cameras = ("front", "wrist", "unused")
+        gymnasium.register("toy/Camera-v0", entry_point=toy_arm, kwargs={"image_keys": cameras})
+    flags = ["--env", "toy/Camera-v0", "--image_keys", "front", "wrist", "--save_dir", str(tmp_path)]
+    # The environment takes image_keys itself; what it is given here is what it offers.
+    small = ["--max_steps=4", "--batch_size=4", "--training_starts=4", "--log_interval=2", "--eval_interval=0"]
+    assert train_hybrid.run([*TINY, *flags, *small, "--final_eval_episodes=0"]) == 0
+    store = ReplayStore.load(tmp_path / "replay_4" / "online.npz")
+    observations = store.batch_at(np.arange(2))["observations"]
+    assert set(observations) == {"state", "front", "wrist"}
+    assert observations["front"].shape == (2, 16, 16, 3)
+
+
+def test_synchronous_runs_are_equal_bit_for_bit(demos, tmp_path):
+    def weights(name: str, seed: int, execution: str = "eager") -> dict:
+        run = tmp_path / name
+        flags = ["--demo_paths", str(demos), "--synchronous", "--operator=scripted", "--seed", str(seed)]
+        train_hybrid.run(
+            [*TINY, *flags, "--save_dir", str(run), "--max_utd_ratio", "0.5", "--execution", execution,
+             "--final_eval_episodes", "0"]  # fmt: skip
+        )
+        return load_checkpoint(run / "checkpoint_40.pth")
+
+    first, second, other = weights("a", 1), weights("b", 1), weights("c", 2)
+    assert first["counters"] == second["counters"]
+    for name, value in first["networks"].items():
+        assert torch.equal(value, second["networks"][name]), name
+    assert any(not torch.equal(value, other["networks"][name]) for name, value in first["networks"].items())
+
+
+def test_resume_continues_with_the_same_state(demos, tmp_path, capsys):
+    flags = ["--demo_paths", str(demos), "--synchronous", "--save_dir", str(tmp_path), "--operator", "scripted"]
+    quiet = ["--final_eval_episodes", "0", "--eval_interval", "0"]
+    train_hybrid.run([*TINY, *flags, *quiet])
+    before = load_checkpoint(tmp_path / "checkpoint_40.pth")
+    online = ReplayStore.load(tmp_path / "replay_40" / "online.npz")
+    resumed = train_hybrid.Run(train_hybrid.parse(
+        train_hybrid.TrainHybridConfig, [*TINY, *flags, *quiet, "--max_steps=60", "--resume"], description=""
+    ))  # fmt: skip
+    assert f"resuming from {tmp_path / 'checkpoint_40.pth'}" in capsys.readouterr().out
+    state = resumed.engine.state_dict()
+    assert torch.equal(state["generator"], before["engine"]["generator"])
+    assert state["updates"] == 40
+    for name, tensors in state["adam"].items():
+        for mine, saved in zip(tensors, before["engine"]["adam"][name], strict=True):
+            assert torch.equal(mine, saved)
+    assert len(resumed.online) == len(online)
+    np.testing.assert_array_equal(resumed.online.sample(8)["actions"], online.sample(8)["actions"])
+    resumed.train()
+    assert resumed.counters.updates == 60
+    assert latest_checkpoint(tmp_path).name == "checkpoint_60.pth"
+    assert float(columns(tmp_path)["step"][-1]) == 60
+
+
+def test_resume_without_a_checkpoint_says_so(tmp_path, monkeypatch):
+    with pytest.raises(CheckpointError, match="no checkpoint_<step>.pth to continue from"):
+        train_hybrid.run([*TINY, "--resume", "--save_dir", str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no run with a checkpoint under runs/"):
+        train_hybrid.run([*TINY, "--resume=True"])
+
+
+def test_resume_without_its_stores_starts_from_the_demonstrations(demos, tmp_path, capsys):
+    flags = ["--demo_paths", str(demos), "--save_dir", str(tmp_path), "--no_save_replay", "--final_eval_episodes=0"]
+    train_hybrid.run([*TINY, *flags, "--eval_interval=0"])
+    assert not list(tmp_path.glob("replay_*"))
+    assert train_hybrid.run([*TINY, *flags, "--eval_interval=0", "--resume", "--max_steps=44"]) == 0
+    assert "with an empty online store" in capsys.readouterr().out
+
+
+def test_a_failing_robot_saves_what_there_is(tmp_path, toy_arm):
+    import gymnasium
+
+    if "toy/Failing-v0" not in gymnasium.registry:
+        gymnasium.register("toy/Failing-v0", entry_point=toy_arm, kwargs={"fail_at": 35})
+    with pytest.raises(RuntimeError, match="the gripper does not answer; everything up to here is in") as error:
+        train_hybrid.run([*TINY, "--env", "toy/Failing-v0", "--save_dir", str(tmp_path), "--max_steps=100000"])
+    assert isinstance(error.value.__cause__, OSError)
+    store = ReplayStore.load(next(tmp_path.glob("replay_*")) / "online.npz")
+    assert len(store) == 34
+
+
+def test_one_interrupt_finishes_the_step_saves_and_exits_cleanly(tmp_path):
+    command = [sys.executable, "-m", "serl_fast.train_hybrid", *TINY, "--save_dir", str(tmp_path), "--max_steps=1000000"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("checkpoint_*.pth")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "finishing the step and saving" in output
+    last = load_checkpoint(latest_checkpoint(tmp_path))
+    assert len(ReplayStore.load(tmp_path / f"replay_{last['updates']}" / "online.npz")) > 0
+    assert (tmp_path / "final_model.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env", "Nowhere-v0"], "environment 'Nowhere-v0' can not be built"),
+        (["--env", "no_such_module:Id-v0"], "no_such_module"),
+        (["--setup_mode", "dual-arm-learned-gripper"], "takes actions of width 7.*needs 14"),
+        (["--image_keys", "side"], "side"),
+        (["--operator", "nobody"], "operator 'nobody' can not be loaded.*scripted"),
+        (["--operator", "serl_robots.operators:Nobody"], "Nobody"),
+        (["--pretrain_steps", "5"], "there are no demonstrations"),
+        (["--replay_buffer_capacity", "10"], "replay_buffer_capacity is 10"),
+        (["--max_steps", "0"], "max_steps is 0"),
+        (["--discount", "1.1"], r"discount is 1\.1"),
+        (["--lr", "0"], r"learning_rate is 0\.0"),
+        (["--target_update_rate", "2"], r"target_update_rate is 2\.0"),
+        (["--temperature_init", "0"], "initial temperature is 0"),
+        (["--execution", "graphed"], "'graphed'.*not available"),
+        (["--precision", "float16"], "'float16' needs loss scaling"),
+        (["--precision", "tf32", "--device", "cpu"], "'tf32' needs a CUDA device"),
+        (["--video_episodes=-1"], "video_episodes is -1"),
+        (["--device", "gpu"], "device 'gpu' can not be used"),
+    ],
+)
+def test_mistakes_are_named(flags, message, tmp_path, capsys):
+    said = mistake(train_hybrid.run, [*TINY, *flags, "--save_dir", str(tmp_path)], capsys)
+    assert re.search(message, said), said
+
+
+def test_demonstrations_of_another_task_are_named(demos, tmp_path):
+    flags = ["--env", "serl_robots/Reach-v0", "--setup_mode", "single-arm-fixed-gripper", "--save_dir", str(tmp_path)]
+    with pytest.raises(DemonstrationError, match=r"pick\.pkl, transition 0, field 'actions'"):
+        train_hybrid.run([*TINY, *flags, "--demo_paths", str(demos)])
+
+
+def test_a_mistake_is_one_line_on_the_terminal():
+    command = [sys.executable, "-m", "serl_fast.train_hybrid", "--env", "Nowhere-v0"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.strip().startswith("error: environment 'Nowhere-v0' can not be built")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("module", ["train_hybrid", "record_demos", "evaluate"])
+def test_help_names_every_flag(module, capsys):
+    command = {"train_hybrid": train_hybrid, "record_demos": record_demos, "evaluate": evaluate}[module]
+    with pytest.raises(SystemExit):
+        command.run(["--help"])
+    text = capsys.readouterr().out
+    import dataclasses
+
+    config = {
+        "train_hybrid": train_hybrid.TrainHybridConfig,
+        "record_demos": record_demos.RecordDemosConfig,
+        "evaluate": evaluate.EvaluateConfig,
+    }[module]
+    for field in dataclasses.fields(config):
+        assert field.name in text, field.name
+
+
+def test_recorded_demonstrations_succeed_and_keep_the_executed_action(demos, tmp_path):
+    transitions = load_demonstrations(demos)
+    assert sum(t["terminated"] for t in transitions) == 2
+    assert sum(float(t["rewards"]) for t in transitions) == 2
+    other = tmp_path / "operator.pkl"
+    flags = ["--operator", "serl_robots.operators:ScriptedOperator", "--num_demos", "1", "--output", str(other)]
+    assert record_demos.run([*flags, "--max_episodes", "3"]) == 0
+    actions = np.array([t["actions"] for t in load_demonstrations(other)])
+    assert (actions == 0).all(axis=1).any()  # nobody acted until the operator did
+    assert (actions != 0).any()
+
+
+def test_recording_that_never_succeeds_says_so(tmp_path, capsys):
+    flags = ["--operator", "none", "--num_demos", "1", "--max_episodes", "1", "--output", str(tmp_path / "x.pkl")]
+    with pytest.raises(ValueError, match="0 of 1 episodes succeeded, 1 were asked for"):
+        record_demos.run(flags)
+    assert not (tmp_path / "x.pkl").exists()
+    assert "num_demos is 0" in mistake(record_demos.run, ["--num_demos", "0"], capsys)
+    assert "noise is -1" in mistake(record_demos.run, ["--noise=-1"], capsys)
+
+
+def test_default_output_names_are_the_manuals(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record_demos.run(["--num_demos", "1", "--image_keys", "--setup_mode", "single-arm-learned-gripper"])
+    assert list(Path("runs/demonstrations").glob("PickCube-v0_1_demos_*.pkl"))
+
+
+def test_evaluating_a_bad_checkpoint_names_it(tmp_path, capsys):
+    bad = tmp_path / "bad.pth"
+    with pytest.raises(CheckpointError, match=r"bad\.pth: no such checkpoint"):
+        evaluate.run(["--checkpoint", str(bad)])
+    bad.write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"bad\.pth: not a readable checkpoint"):
+        evaluate.run(["--checkpoint", str(bad)])
+    torch.save({"weights": torch.zeros(1)}, bad)
+    with pytest.raises(CheckpointError, match="no format_version"):
+        evaluate.run(["--checkpoint", str(bad)])
+    torch.save({"format_version": 99}, bad)
+    with pytest.raises(CheckpointError, match="format version 99"):
+        evaluate.run(["--checkpoint", str(bad)])
+    assert "episodes is 0" in mistake(evaluate.run, ["--checkpoint", str(bad), "--episodes", "0"], capsys)
+
+
+def test_missing_extra_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'serl-fast\[sim\]'"):
+        train_hybrid.run([])

@@ -1,0 +1,116 @@
+"""Observations and actions as the loop expects them, whatever the environment offers."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from serl_fast.envs import SETUP_MODES, load_operator, make_env
+from serl_fast.envs.make import FixedGripper, FlatObservations
+
+
+class Fixed(gymnasium.Env):
+    """Returns one observation for ever."""
+
+    def __init__(self, space, observation):
+        self.observation_space, self.value = space, observation
+        self.action_space = spaces.Box(-1, 1, (7,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        return self.value, {}
+
+    def step(self, action):
+        self.executed = action
+        return self.value, 0.0, False, False, {"intervene_action": np.arange(7) / 10}
+
+
+def box(*shape):
+    return spaces.Box(-np.inf, np.inf, shape, np.float64)
+
+
+IMAGE = spaces.Box(0, 255, (1, 4, 4, 3), np.uint8)
+
+
+def test_a_box_is_the_state():
+    env = FlatObservations(Fixed(box(3), np.arange(3.0)), ())
+    observation, _ = env.reset()
+    assert observation["state"].dtype == np.float32
+    assert env.observation_space.contains(observation)
+    assert env.state_dim == 3
+
+
+def test_serl_layout_is_joined_in_alphabetical_order_and_cameras_are_squeezed():
+    space = spaces.Dict(
+        {"state": spaces.Dict({"tcp_pose": box(2), "gripper_pose": box(1)}), "wrist": IMAGE, "classifier": IMAGE}
+    )
+    pixels = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+    value = {"state": {"tcp_pose": [2.0, 3.0], "gripper_pose": [1.0]}, "wrist": pixels, "classifier": pixels}
+    env = FlatObservations(Fixed(space, value), ["wrist"])
+    observation, _ = env.reset()
+    assert observation["state"].tolist() == [1.0, 2.0, 3.0]
+    np.testing.assert_array_equal(observation["wrist"], pixels[0])
+    assert set(observation) == {"state", "wrist"}  # a camera that was not asked for is never stored
+    assert env.observation_space.contains(observation)
+
+
+def test_without_a_state_all_float_boxes_are_joined():
+    space = spaces.Dict({"b": box(1), "a": box(2), "camera": IMAGE})
+    value = {"b": [3.0], "a": [1.0, 2.0], "camera": np.zeros((1, 4, 4, 3), np.uint8)}
+    assert FlatObservations(Fixed(space, value), ()).reset()[0]["state"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_observations_are_copies():
+    value = np.zeros(3)
+    env = FlatObservations(Fixed(box(3), value), ())
+    first, _ = env.reset()
+    value += 1
+    assert first["state"].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_what_can_not_be_observed_is_named():
+    with pytest.raises(ValueError, match=r"no camera \['side'\]; its observations are \['state'\]"):
+        FlatObservations(Fixed(box(3), None), ["side"])
+    with pytest.raises(ValueError, match="uint8 images"):
+        FlatObservations(Fixed(spaces.Dict({"state": box(3)}), None), ["state"])
+    with pytest.raises(ValueError, match="nothing to observe"):
+        FlatObservations(Fixed(spaces.Dict({"camera": IMAGE}), None), ())
+
+
+def test_a_fixed_gripper_adds_and_removes_the_command():
+    inner = Fixed(box(3), np.zeros(3))
+    env = FixedGripper(inner, arms=1)
+    assert env.action_space.shape == (6,)
+    *_, info = env.step(np.full(6, 0.5, np.float32))
+    assert inner.executed.tolist() == [0.5] * 6 + [0.0]
+    np.testing.assert_allclose(info["intervene_action"], np.arange(6) / 10)
+
+
+def test_setup_modes_have_the_manuals_widths():
+    assert {name: mode.action_dim for name, mode in SETUP_MODES.items()} == {
+        "single-arm-fixed-gripper": 6,
+        "single-arm-learned-gripper": 7,
+        "dual-arm-fixed-gripper": 12,
+        "dual-arm-learned-gripper": 14,
+    }
+    assert [mode.grippers for mode in SETUP_MODES.values()] == [0, 1, 0, 2]
+
+
+@pytest.mark.parametrize("env_id", ["serl_robots/Reach-v0", "serl_robots:serl_robots/Reach-v0", "toy/Arm-v0"])
+def test_ids_with_and_without_a_module(env_id):
+    env = make_env(env_id)
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+
+
+def test_arguments_reach_the_constructor():
+    env = make_env("toy/Arm-v0", ("front",), render_mode="rgb_array")
+    observation, _ = env.reset(seed=0)
+    assert observation["front"].shape == (16, 16, 3)
+    assert env.render().shape == (32, 32, 3)
+
+
+def test_operators_by_name():
+    assert load_operator("none") is None
+    assert load_operator("scripted").__name__ == "ScriptedOperator"
+    with pytest.raises(ValueError, match=r"operator 'me' can not be loaded.*none, scripted, module:callable"):
+        load_operator("me")

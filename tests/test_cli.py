@@ -1,0 +1,76 @@
+"""Spellings that the manuals use."""
+
+import dataclasses
+
+import pytest
+
+from serl_fast.cli import main, parse, plain_booleans
+from serl_fast.train_hybrid import PRESETS, TrainHybridConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Flags.
+
+    Attributes:
+        action_chunking: a boolean.
+        keep: a boolean that is on.
+        max_steps: a number.
+    """
+
+    action_chunking: bool = False
+    keep: bool = True
+    max_steps: int = 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], Flags()),
+        (["--action_chunking"], Flags(action_chunking=True)),
+        (["--action_chunking=True"], Flags(action_chunking=True)),
+        (["--action-chunking", "true"], Flags(action_chunking=True)),
+        (["--keep=False", "--max-steps", "4"], Flags(keep=False, max_steps=4)),
+        (["--keep", "False"], Flags(keep=False)),
+        (["--no_keep", "--max_steps=5"], Flags(keep=False, max_steps=5)),
+    ],
+)
+def test_booleans_and_underscores(argv, expected):
+    assert parse(Flags, argv, description="") == expected
+
+
+def test_a_boolean_flag_does_not_swallow_the_next_flag():
+    assert plain_booleans(Flags, ["--keep", "--max_steps", "4"]) == ["--keep", "--max_steps", "4"]
+
+
+@pytest.mark.parametrize(("preset", "steps", "batch", "starts"), [("quick", 1000, 32, 100), ("medium", 50_000, 128, 1000),
+                                                                  ("full", 500_000, 256, 5000)])  # fmt: skip
+def test_presets_give_defaults_that_flags_override(preset, steps, batch, starts):
+    config = parse(TrainHybridConfig, ["--preset", preset], description="", presets=PRESETS)
+    assert (config.max_steps, config.batch_size, config.training_starts) == (steps, batch, starts)
+    config = parse(TrainHybridConfig, [f"--preset={preset}", "--max_steps=7"], description="", presets=PRESETS)
+    assert (config.max_steps, config.batch_size) == (7, batch)
+
+
+def test_defaults_are_the_manuals():
+    config = parse(TrainHybridConfig, [], description="", presets=PRESETS)
+    assert config.batch_size == 256
+    assert config.lr == 3e-4
+    assert config.discount == 0.95
+    assert config.training_starts == 1000
+    assert config.random_steps == 1000
+    assert config.cta_ratio == 2
+    assert config.replay_buffer_capacity == 200_000
+    assert config.critic_ensemble_size == 2
+    assert config.target_update_rate == 0.005
+    assert config.max_steps == 100_000
+    assert config.steps_per_update == 50
+    assert config.save_interval == 10_000
+
+
+def test_an_unexpected_error_keeps_its_traceback():
+    def fail() -> int:
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        main(fail)
