@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 
@@ -55,6 +56,9 @@ class ToyArm(gymnasium.Env):
         images = {key: np.full((16, 16, 3), self.step_count, np.uint8) for key in self.cameras}
         return {"state": state, **images}
 
+
+# The networks of the tests are tiny: a team of threads would only wait at its barriers.
+torch.set_num_threads(1)
 
 gymnasium.register("toy/Arm-v0", entry_point=ToyArm)
 

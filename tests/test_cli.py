@@ -43,8 +43,10 @@ def test_a_boolean_flag_does_not_swallow_the_next_flag():
     assert plain_booleans(Flags, ["--keep", "--max_steps", "4"]) == ["--keep", "--max_steps", "4"]
 
 
-@pytest.mark.parametrize(("preset", "steps", "batch", "starts"), [("quick", 1000, 32, 100), ("medium", 50_000, 128, 1000),
-                                                                  ("full", 500_000, 256, 5000)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("preset", "steps", "batch", "starts"),
+    [("quick", 1000, 32, 100), ("medium", 50_000, 128, 1000), ("full", 500_000, 256, 5000)],
+)
 def test_presets_give_defaults_that_flags_override(preset, steps, batch, starts):
     config = parse(TrainHybridConfig, ["--preset", preset], description="", presets=PRESETS)
     assert (config.max_steps, config.batch_size, config.training_starts) == (steps, batch, starts)

@@ -77,10 +77,7 @@ def test_new_metrics_widen_the_file(tmp_path: Path) -> None:
     run.log({"critic/loss": 1.0, "actor/loss": -2.0}, step=2, environment_steps=20)
     run.log({"environment/episode/r": 1.0}, step=2, environment_steps=25)
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
-    assert (
-        header
-        == "step,environment_steps,time,critic/loss,critic_loss,actor/loss,actor_loss,environment/episode/r"
-    )
+    assert header == "step,environment_steps,time,critic/loss,critic_loss,actor/loss,actor_loss,environment/episode/r"
     first, second, third = rows(tmp_path)
     assert (first["step"], first["environment_steps"], first["critic/loss"]) == ("1", "10", "1.5")
     assert (first["actor/loss"], second["actor_loss"], third["critic/loss"]) == ("", "-2.0", "")
@@ -328,9 +325,7 @@ def test_nothing_to_plot(tmp_path: Path) -> None:
     assert plot_progress(tmp_path / "metrics.csv", tmp_path / "success.png") is None
 
 
-def test_plot_without_matplotlib(
-    tmp_path: Path, without_extra: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plot_without_matplotlib(tmp_path: Path, without_extra: Any, capsys: pytest.CaptureFixture[str]) -> None:
     path = training_run(tmp_path)
     without_extra("matplotlib", "matplotlib.figure")
     assert plot_progress(path, tmp_path / "success.png") is None

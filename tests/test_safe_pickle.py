@@ -24,9 +24,7 @@ PROTOCOLS = [2, 3, 4, 5]
 
 def same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray):
-        return (
-            isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
-        )
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
     if isinstance(a, dict):
         return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
@@ -262,9 +260,7 @@ def test_many_tuples_keep_their_own_values() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_flipped_bytes_never_raise_anything_else(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    good = pickle.dumps(
-        [{"a": np.arange(4.0), "b": (1, "x", b"y"), "c": np.float32(1)}] * 3, int(rng.integers(2, 6))
-    )
+    good = pickle.dumps([{"a": np.arange(4.0), "b": (1, "x", b"y"), "c": np.float32(1)}] * 3, int(rng.integers(2, 6)))
     for _ in range(200):
         data = bytearray(good)
         for position in rng.integers(2, len(data), size=int(rng.integers(1, 4))):

@@ -127,8 +127,12 @@ py::array to_array(Column column, Dtype dtype, std::vector<std::size_t> shape) {
 
 std::string shape_text(const std::vector<std::size_t>& shape) {
   std::string text = "(";
-  for (std::size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  return text + (shape.size() == 1 ? ",)" : ")");
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    if (i > 0) text += ", ";
+    text += std::to_string(shape[i]);
+  }
+  text += shape.size() == 1 ? ",)" : ")";
+  return text;
 }
 
 }  // namespace serl_fast::bindings

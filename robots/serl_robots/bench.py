@@ -38,9 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="measured per line")
     seconds = parser.parse_args().seconds
-    print(
-        f"serl-robots {serl_robots.__version__}: control steps/s of one process, expert acting, with resets"
-    )
+    print(f"serl-robots {serl_robots.__version__}: control steps/s of one process, expert acting, with resets")
     for env_id in ENVIRONMENTS:
         for image_keys in ((), ("front", "wrist")):
             name = "state" if not image_keys else f"{len(image_keys)} images 128x128"

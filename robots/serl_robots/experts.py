@@ -58,9 +58,7 @@ def expert(env: str | gymnasium.Env[Any, Any], noise: float = 0.0, seed: int | N
 
 def _reach(state: Array) -> Array:
     """Straight to the target, hand upright."""
-    return np.concatenate(
-        (state[REACH["target_from_tcp"]] / POSITION_SCALE, _upright(state[REACH["tcp_rotation"]]))
-    )
+    return np.concatenate((state[REACH["target_from_tcp"]] / POSITION_SCALE, _upright(state[REACH["tcp_rotation"]])))
 
 
 def _pick_cube(state: Array) -> Array:

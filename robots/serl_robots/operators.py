@@ -43,9 +43,7 @@ class Intervention(gymnasium.Wrapper[Any, Action, Any, Action]):
         self._observation: Any = None
         self._info: dict[str, Any] = {}
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment."""
         self._observation, self._info = self.env.reset(seed=seed, options=options)
         return self._observation, self._info
@@ -96,18 +94,14 @@ class ScriptedOperator(Intervention):
             if steps < 1:
                 raise ValueError(f"{name} is {steps}; it must be at least 1 step")
         if not callable(getattr(env.unwrapped, "progress", None)):
-            raise ValueError(
-                f"{env} has no progress() to watch; use Intervention with an operator of your own"
-            )
+            raise ValueError(f"{env} has no progress() to watch; use Intervention with an operator of your own")
         super().__init__(env, self._decide, enabled)
         self._expert = expert_of(env) if expert is None else expert
         self._patience, self._duration = patience, duration
         self._min_gain, self._release_gain = min_gain, release_gain
         self._watch()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment and hand it to the policy."""
         result = super().reset(seed=seed, options=options)
         self._watch()

@@ -160,9 +160,7 @@ def test_state_layout_says_where_the_cube_is():
         cube = env.unwrapped.robot.data.body("cube").xpos
         tcp = env.unwrapped.robot.state().tcp_position
         assert state[pick_cube.STATE["cube_from_tcp"]] == pytest.approx(cube - tcp, abs=1e-6)
-        assert state[pick_cube.STATE["cube_position"]] == pytest.approx(
-            cube - pick_cube.CUBE_CENTRE, abs=1e-6
-        )
+        assert state[pick_cube.STATE["cube_position"]] == pytest.approx(cube - pick_cube.CUBE_CENTRE, abs=1e-6)
         assert np.abs(state[pick_cube.STATE["cube_position"]][:2]).max() <= pick_cube.CUBE_RANGE
         sine, cosine = state[pick_cube.STATE["cube_yaw"]]
         assert np.hypot(sine, cosine) == pytest.approx(1.0, abs=1e-6)

@@ -146,11 +146,7 @@ def test_simulated_arm_is_a_robot(arm):
 def imported_by(statement):
     """The top-level modules that a statement brings into a fresh interpreter."""
     code = f"import sys; {statement}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    return set(
-        subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, text=True
-        ).stdout.split()
-    )
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
 
 
 def test_package_imports_no_learning_library():

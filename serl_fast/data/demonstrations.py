@@ -172,9 +172,7 @@ def _observation(value: Any, name: str, image_keys: Sequence[str]) -> dict[str, 
             raise _Problem(f"{name}/{key}", f"is missing; the observation has {_names(value)}")
         observation[key] = _image(value[key], f"{name}/{key}")
     if not observation:
-        raise _Problem(
-            name, f"has no 'state' and no image_keys are asked for; the observation has {_names(value)}"
-        )
+        raise _Problem(name, f"has no 'state' and no image_keys are asked for; the observation has {_names(value)}")
     return observation
 
 
@@ -295,9 +293,7 @@ def _to_file(transition: Mapping[str, Any]) -> dict[str, Any]:
         row |= {"masks": 1.0 - terminated, "dones": terminated or truncated}
     infos = row.get("infos") or {}
     row["infos"] = {
-        key: value
-        for key, value in infos.items()
-        if isinstance(value, (bool, int, float, str, np.number, np.bool_))
+        key: value for key, value in infos.items() if isinstance(value, (bool, int, float, str, np.number, np.bool_))
     }
     return row
 

@@ -91,7 +91,7 @@ def _build(env_id: str, image_keys: Sequence[str], render_mode: str | None) -> g
 
 def _parameters(spec: gymnasium.envs.registration.EnvSpec) -> set[str]:
     """Names of what an environment's constructor takes, those of its base classes included."""
-    creator = spec.entry_point
+    creator: Any = spec.entry_point
     if isinstance(creator, str):
         creator = gymnasium.envs.registration.load_env_creator(creator)
     if not inspect.isclass(creator):

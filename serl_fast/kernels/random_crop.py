@@ -71,25 +71,20 @@ def random_crop_triton(images: Tensor, offsets: Tensor, padding: int = PADDING) 
     size = height * width * channels
     if count and size:
         grid = (count, triton.cdiv(size, _BLOCK))
-        _crop_kernel[grid](
-            frames, corners.contiguous(), output, height, width, channels, padding, size, BLOCK=_BLOCK
-        )
+        _crop_kernel[grid](frames, corners.contiguous(), output, height, width, channels, padding, size, BLOCK=_BLOCK)
     return output.view_as(images)
 
 
 def _flatten(images: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Images as [N, H, W, C] and offsets as [N, 2], N = B * T."""
     if images.dim() not in (4, 5):
-        raise ValueError(
-            f"images have shape {tuple(images.shape)}; random_crop takes [B, H, W, C] or [B, T, H, W, C]"
-        )
+        raise ValueError(f"images have shape {tuple(images.shape)}; random_crop takes [B, H, W, C] or [B, T, H, W, C]")
     leading = images.shape[:-3]
     if len(leading) == 2 and offsets.dim() == 2:
         offsets = offsets[:, None].expand(-1, leading[1], -1)
     if offsets.shape != (*leading, 2):
         raise ValueError(
-            f"offsets have shape {tuple(offsets.shape)}; "
-            f"images {tuple(images.shape)} take ({images.shape[0]}, 2)"
+            f"offsets have shape {tuple(offsets.shape)}; images {tuple(images.shape)} take ({images.shape[0]}, 2)"
         )
     return images.reshape(-1, *images.shape[-3:]), offsets.reshape(-1, 2)
 

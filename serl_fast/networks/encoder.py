@@ -57,8 +57,7 @@ class StateNormalizer(nn.Module):
         """
         if states.dim() != 2 or states.shape[1] != self.mean.shape[0] or states.shape[0] < 2:
             raise ValueError(
-                f"states have shape {tuple(states.shape)}; "
-                f"statistics take [N, {self.mean.shape[0]}] with N >= 2"
+                f"states have shape {tuple(states.shape)}; statistics take [N, {self.mean.shape[0]}] with N >= 2"
             )
         states = states.double()
         mean, std = states.mean(0), states.std(0, correction=0).clamp(min=self.std_floor)
@@ -109,9 +108,7 @@ class CameraHead(nn.Module):
     Source: ``PreTrainedResNetEncoder`` in ``serl_launcher/vision/resnet_v1.py``.
     """
 
-    def __init__(
-        self, feature_shape: tuple[int, int, int], embeddings: int = 8, bottleneck: int = 256
-    ) -> None:
+    def __init__(self, feature_shape: tuple[int, int, int], embeddings: int = 8, bottleneck: int = 256) -> None:
         super().__init__()
         self.embeddings = SpatialLearnedEmbeddings(feature_shape, embeddings)
         self.width = feature_shape[2] * embeddings
@@ -203,9 +200,7 @@ class Encoder(nn.Module):
         self.heads = nn.ModuleList(CameraHead(feature_shape, embeddings, bottleneck) for _ in self.image_keys)
         self.normalizer = StateNormalizer(proprioception_size) if proprioception_size else None
         branched = proprioception_size > 0 and latent is not None
-        self.proprioception = (
-            ProprioceptionBranch(proprioception_size, latent or 0) if branched else nn.Identity()
-        )
+        self.proprioception = ProprioceptionBranch(proprioception_size, latent or 0) if branched else nn.Identity()
         self.proprioception_width = (latent or 0) if branched else proprioception_size
 
     @property
@@ -231,9 +226,7 @@ class Encoder(nn.Module):
         if not keys:
             return observations
         if self.trunk is None:
-            raise ValueError(
-                f"observation {keys[0]!r} holds images, but this encoder has no trunk: give features"
-            )
+            raise ValueError(f"observation {keys[0]!r} holds images, but this encoder has no trunk: give features")
         images = [observations[key] for key in keys]
         if all(image.shape == images[0].shape for image in images):
             features = self.trunk(torch.stack(images)).unbind(0)
@@ -284,15 +277,11 @@ class Encoder(nn.Module):
             features = features.unsqueeze(1)
         if features.dim() != 5 or features.shape[1:] != (self.frames, *self.feature_shape):
             expected = (self.frames, *self.feature_shape)
-            raise ValueError(
-                f"features of {key!r} have shape {tuple(features.shape)}; the head takes [B, {expected}]"
-            )
+            raise ValueError(f"features of {key!r} have shape {tuple(features.shape)}; the head takes [B, {expected}]")
         return features
 
     def _state(self, observations: dict[str, Tensor]) -> Tensor:
         state = self._image_part(observations, "state").flatten(1)
         if state.shape[1] != self.proprioception_size:
-            raise ValueError(
-                f"state has {state.shape[1]} values; the encoder takes {self.proprioception_size}"
-            )
+            raise ValueError(f"state has {state.shape[1]} values; the encoder takes {self.proprioception_size}")
         return state

@@ -151,8 +151,7 @@ class ResNet10(nn.Module):
         """
         if images.dtype != torch.uint8 or images.dim() < 3 or images.shape[-1] != 3:
             raise ValueError(
-                f"images are {images.dtype} {tuple(images.shape)}; "
-                "the trunk takes torch.uint8 [..., height, width, 3]"
+                f"images are {images.dtype} {tuple(images.shape)}; the trunk takes torch.uint8 [..., height, width, 3]"
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             x = self.features(self.normalise(images.flatten(0, -4) if images.dim() > 3 else images[None]))
@@ -219,9 +218,7 @@ def load_resnet10_params(module: ResNet10, parameters: Mapping[str, Any] | str |
         source = str(parameters)
         parameters = safe_pickle.load(parameters)
         if not isinstance(parameters, Mapping):
-            raise ValueError(
-                f"{source} holds a {type(parameters).__name__}; expected a dict of ResNet-10 parameters"
-            )
+            raise ValueError(f"{source} holds a {type(parameters).__name__}; expected a dict of ResNet-10 parameters")
     state = module.state_dict()
     loaded: dict[str, Tensor] = {}
     for path, name in _leaf_names():
@@ -234,11 +231,7 @@ def load_resnet10_params(module: ResNet10, parameters: Mapping[str, Any] | str |
         if value.dim() == 4:
             value = value.permute(3, 2, 0, 1)  # HWIO -> OIHW
         if value.shape != state[name].shape:
-            expected = tuple(
-                state[name].permute(2, 3, 1, 0).shape if state[name].dim() == 4 else state[name].shape
-            )
-            raise ValueError(
-                f"{source}: parameter {path!r} has shape {np.shape(leaf)}; the trunk takes {expected}"
-            )
+            expected = tuple(state[name].permute(2, 3, 1, 0).shape if state[name].dim() == 4 else state[name].shape)
+            raise ValueError(f"{source}: parameter {path!r} has shape {np.shape(leaf)}; the trunk takes {expected}")
         loaded[name] = value
     module.load_state_dict(loaded)

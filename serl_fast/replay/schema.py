@@ -114,6 +114,8 @@ class Schema:
         Raises:
             TypeError, ValueError: a field is missing or unknown, or the ends of the episode are unclear.
         """
+        if not isinstance(transition, Mapping):
+            raise TypeError(f"a transition is a mapping with observations, …, not {type(transition).__name__}")
         values: list[Any] = []
         for key in ("observations", "next_observations"):
             _flatten(_get(transition, key), self._structure, key, values)

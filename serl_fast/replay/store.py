@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -50,12 +50,11 @@ class ReplayStore:
         capacity = operator.index(capacity)
         if capacity < 1:
             raise ValueError(f"the capacity is {capacity}; a store holds at least one transition")
-        self._native = _native.Store(
-            [_tuple(field) for field in schema.observations],
-            [_tuple(field) for field in schema.steps],
-            capacity,
-            _word("seed", seed),
-        )
+        observations, steps = map(_tuples, (schema.observations, schema.steps))
+        try:
+            self._native = _native.Store(observations, steps, capacity, _word("seed", seed))
+        except MemoryError as error:
+            raise MemoryError(f"no memory for {capacity} transitions of {schema}; lower the capacity") from error
 
     @classmethod
     def from_example(
@@ -324,8 +323,8 @@ def _wishes(continues: Continues | npt.ArrayLike) -> npt.NDArray[np.int8]:
     return array.astype(np.int8)
 
 
-def _tuple(field: Field) -> tuple[str, str, tuple[int, ...], int]:
-    return (field.name, field.dtype, field.shape, field.stack)
+def _tuples(fields: Sequence[Field]) -> list[tuple[str, str, tuple[int, ...], int]]:
+    return [(field.name, field.dtype, field.shape, field.stack) for field in fields]
 
 
 def _word(name: str, value: int) -> int:

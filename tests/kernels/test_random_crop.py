@@ -77,9 +77,7 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("padding", [0, 1, 4, 9])
 def test_reference_is_pad_and_slice(shape: tuple[int, int, int, int], padding: int) -> None:
     images, offsets = draw(*shape, padding=padding)
-    assert torch.equal(
-        random_crop_reference(images, offsets, padding), pad_and_slice(images, offsets, padding)
-    )
+    assert torch.equal(random_crop_reference(images, offsets, padding), pad_and_slice(images, offsets, padding))
 
 
 def test_every_offset() -> None:
@@ -139,9 +137,7 @@ print("equal")
 def test_triton_kernel_in_the_interpreter() -> None:
     """The interpreter is chosen when the kernel is defined, so it needs a process of its own."""
     env = os.environ | {"TRITON_INTERPRET": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env=env, capture_output=True, text=True, timeout=300
-    )
+    run = subprocess.run([sys.executable, "-c", INTERPRETED], env=env, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["equal"]
 

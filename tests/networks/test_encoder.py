@@ -101,9 +101,7 @@ def test_agent_encodings_against_the_original(trunk: ResNet10, observations: str
     for camera, head in zip(CAMERAS, encoder.heads, strict=True):
         leaves = {k.replace(f"params/{camera}/", "head/"): v for k, v in heads.items()}
         prefix = f"{root}/modules_actor/encoder/encoder_{camera}/"
-        leaves |= {
-            k.replace(prefix, "head/"): v for k, v in arrays.items()
-        }  # the others equal the online ones
+        leaves |= {k.replace(prefix, "head/"): v for k, v in arrays.items()}  # the others equal the online ones
         fill_head(head, leaves, "head")
     fill_proprioception(encoder.proprioception, arrays, f"{root}/modules_actor/encoder")
     frame = slice(0, 1) if observations == "observations" else slice(1, 2)
@@ -249,9 +247,7 @@ def test_dropout_mask() -> None:
     ones = torch.ones(3, *encoder.dropout_shape)
     assert torch.equal(encoder(observations, ones), encoder(observations))
     zeros = encoder(observations, torch.zeros(3, *encoder.dropout_shape))
-    torch.testing.assert_close(
-        zeros[:, :16], torch.zeros(3, 16)
-    )  # dense bias and norm bias are zero at first
+    torch.testing.assert_close(zeros[:, :16], torch.zeros(3, 16))  # dense bias and norm bias are zero at first
 
 
 def test_detached_images_leave_only_the_proprioception_branch_a_gradient() -> None:
@@ -297,9 +293,7 @@ def test_initial_weights() -> None:
     torch.manual_seed(0)
     head = CameraHead((4, 4, 512))
     assert head.embeddings.kernel.numel() == 65536
-    assert (
-        abs(float(head.embeddings.kernel.detach().std(correction=0)) - 8192**-0.5) < 2e-4
-    )  # 0.011, fan-in 8192
+    assert abs(float(head.embeddings.kernel.detach().std(correction=0)) - 8192**-0.5) < 2e-4  # 0.011, fan-in 8192
     assert abs(float(head.dense.weight.detach().std(correction=0)) - 4096**-0.5) < 2e-4
     assert not head.dense.bias.any()
     assert head.norm.eps == 1e-6

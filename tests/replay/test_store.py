@@ -201,6 +201,12 @@ def test_extend_stores_all_or_nothing(step):
     with pytest.raises(ValueError, match=r"field 'actions' has shape \(3, 2\); the store holds \(4, 2\)"):
         store.extend({**columns, "actions": columns["actions"][:3]})
     assert (len(store), store.appended) == (0, 0)
+    none = {key: np.zeros((0, *np.shape(value)[1:]), value.dtype) for key, value in columns.items() if "obs" not in key}
+    looks = {"front": np.zeros((0, 4, 5, 3), np.uint8), "state": np.zeros((0, 6), np.float32)}
+    store.extend({"observations": looks, "next_observations": looks, **none})
+    assert (len(store), store.appended) == (0, 0)
+    with pytest.raises(TypeError, match="a transition is a mapping with observations, …, not list"):
+        store.append([])
     store.extend(columns_of([step(0)]))
     assert len(store) == 1
 
@@ -427,6 +433,15 @@ def test_impossible_stores_are_refused(step):
     for seed in (-1, 2**64):
         with pytest.raises(ValueError, match="seed is"):
             ReplayStore.from_example(step(0), 1, seed=seed)
+
+
+def test_a_capacity_beyond_all_memory_is_refused():
+    image = np.zeros((4000, 4000, 3), np.uint8)
+    example = {"observations": image, "next_observations": image, "actions": 0, "rewards": 0, "dones": False}
+    with pytest.raises(MemoryError, match="no memory for 2000000000 transitions"):
+        ReplayStore.from_example(example, 2_000_000_000)
+    with pytest.raises(ValueError, match="at most 2"):
+        ReplayStore.from_example(example, 2**32)
 
 
 def test_a_store_is_not_pickled_or_copied(step):

@@ -26,7 +26,7 @@ enum class Continues : std::int8_t {
 
 // All methods may be called from any thread at any time. append and load exclude everything else; sample,
 // gather and state run side by side; whoever comes first goes first. The getters and setters of single
-// numbers never block. A call that throws has changed nothing.
+// numbers never block, bytes_used apart. A call that throws has changed nothing.
 class Store {
  public:
   // Reserves the memory for `capacity` steps, all of them stretches of their own in the worst case.

@@ -185,9 +185,7 @@ class FrankaTask(gymnasium.Env[Observation, Vector]):
     def _checked(self, action: ArrayLike) -> Array:
         values = np.asarray(action, dtype=np.float64)
         if values.shape != self.action_space.shape:
-            raise ValueError(
-                f"the action has shape {values.shape}; {self.ID} takes {self.action_space.shape}"
-            )
+            raise ValueError(f"the action has shape {values.shape}; {self.ID} takes {self.action_space.shape}")
         if not np.isfinite(values).all():
             raise ValueError(f"the action is not finite: {values}")
         return np.clip(values, -1.0, 1.0)
