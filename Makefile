@@ -8,9 +8,13 @@ NATIVE := CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name
 
 ENV    ?= serl_robots/PickCube-v0
 SEED   ?= 0
-DEMOS  := runs/demonstrations/pick_cube_20.pkl
-# Further flags of train_hybrid: make train ARGS="--image_keys front wrist --max_steps 300"
+# Cameras to learn from, for example IMAGE_KEYS="front wrist"; empty learns from the state.
+IMAGE_KEYS ?=
+# Further flags of train_hybrid, for example ARGS="--max_steps 300 --batch_size 32".
 ARGS   ?=
+empty  :=
+DEMOS  := runs/demonstrations/pick_cube_20$(subst $(empty) ,,$(addprefix _,$(IMAGE_KEYS))).pkl
+CAMERA_FLAGS := $(if $(IMAGE_KEYS),--image_keys $(IMAGE_KEYS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test lint format type test-cpp sanitize bench clean
@@ -27,10 +31,11 @@ $(READY): pyproject.toml robots/pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install --quiet -e "robots[mujoco]" -e ".[sim,logging,dev]"
 	touch $@
 
-train: $(READY) ## record 20 demonstrations, then train the hybrid agent on PickCube (SEED=0, ARGS=...)
-	test -f $(DEMOS) || $(BIN)/python -m serl_fast.record_demos --env $(ENV) --num_demos 20 --output $(DEMOS)
+train: $(READY) ## record 20 demonstrations, then train on PickCube (SEED=0, IMAGE_KEYS="front wrist", ARGS=...)
+	test -f $(DEMOS) || $(BIN)/python -m serl_fast.record_demos --env $(ENV) --num_demos 20 --output $(DEMOS) $(CAMERA_FLAGS)
 	$(BIN)/python -m serl_fast.train_hybrid --env $(ENV) --demo_paths $(DEMOS) --operator scripted --seed $(SEED) \
-	  --training_starts 300 --random_steps 0 --max_steps 60000 $(ARGS)
+	  --training_starts 300 --random_steps 0 --max_steps 60000 --min_utd_ratio 1 --eval_interval 500 \
+	  --stop_success_rate 0.98 $(CAMERA_FLAGS) $(ARGS)
 
 test: $(READY) test-cpp ## run every test: native, then Python
 	$(BIN)/python -m pytest

@@ -166,6 +166,9 @@ class TrainHybridConfig:
             target_entropy=self.target_entropy,
             target_update_rate=self.target_update_rate,
             learning_rate=self.lr,
+            # Beside images the state is squeezed through HIL-SERL's 64-wide branch; alone it is the whole observation
+            # and passes as it is, as in SERL's state agents.
+            proprioception_dim=64 if self.image_keys else None,
         )
 
 
@@ -189,6 +192,8 @@ class Run:
             print(f"resuming from {path}")
         else:
             self.directory = config.save_dir or _new_directory(config)
+            if (self.directory / "metrics.csv").exists():
+                raise ValueError(f"{self.directory} holds a run already; give --resume, or another --save_dir")
         self.agent = self._agent(checkpoint)
         self.demonstrations, self.online = self._stores(checkpoint)
         if checkpoint is None and config.normalize_state and len(self.demonstrations):
@@ -341,7 +346,12 @@ class Run:
         online = ReplayStore.from_example(example, capacity, seed=2 * config.seed + 1)
         if config.demo_paths:
             width = SETUP_MODES[config.setup_mode].action_dim
-            transitions = load_demonstrations(config.demo_paths, config.image_keys, action_dim=width)
+            transitions = load_demonstrations(config.demo_paths, config.image_keys, width, like=example)
+            if len(transitions) > capacity:
+                raise ValueError(
+                    f"{len(transitions)} demonstration transitions do not fit; "
+                    f"raise --replay_buffer_capacity, which is {capacity}"
+                )
             demonstrations_to_store(transitions, demonstrations)
             print(f"{len(demonstrations)} demonstration transitions from {len(config.demo_paths)} file(s)")
         return demonstrations, online

@@ -43,7 +43,10 @@ class _Problem(Exception):
 
 
 def load_demonstrations(
-    paths: Sequence[str | Path] | str | Path, image_keys: Sequence[str] = (), action_dim: int | None = None
+    paths: Sequence[str | Path] | str | Path,
+    image_keys: Sequence[str] = (),
+    action_dim: int | None = None,
+    like: Transition | None = None,
 ) -> list[Transition]:
     """Read demonstration pickles: lists of transitions with the keys of SERL.
 
@@ -56,6 +59,7 @@ def load_demonstrations(
         paths: files of pickle protocol 2 to 5; one path or several.
         image_keys: cameras to keep.
         action_dim: width A that the actions must have; by default that of the first transition.
+        like: a transition of the environment that the demonstrations are for; theirs must have its shapes.
 
     Returns:
         All transitions, in the order of the files. All or none: a problem anywhere returns nothing.
@@ -67,17 +71,18 @@ def load_demonstrations(
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     transitions: list[Transition] = []
-    first = ""
+    reference, whose = like, "the environment"
     for path in paths:
         for index, raw in enumerate(_read(path)):
             where = f"{path}, transition {index}"
             try:
                 transition = _parse(raw, image_keys, action_dim)
-                if transitions:
-                    _require_same_shapes(transition, transitions[0], first)
+                if reference is not None:
+                    _require_same_shapes(transition, reference, whose)
             except _Problem as problem:
                 raise DemonstrationError(f"{where}, field '{problem.field}': {problem}") from None
-            first = first or where
+            if reference is None:
+                reference, whose = transition, where
             transitions.append(transition)
     return transitions
 

@@ -267,6 +267,25 @@ def test_demonstrations_of_another_task_are_named(demos, tmp_path):
         train_hybrid.run([*TINY, *flags, "--demo_paths", str(demos)])
 
 
+def test_demonstrations_with_another_state_are_named(demos, tmp_path):
+    flags = ["--demo_paths", str(demos), "--env", "toy/Arm-v0", "--save_dir", str(tmp_path)]
+    message = r"pick\.pkl, transition 0, field 'observations/state': has shape \(21,\); the environment has \(4,\)"
+    with pytest.raises(DemonstrationError, match=message):
+        train_hybrid.run([*TINY, *flags])
+
+
+def test_demonstrations_are_never_dropped_for_lack_of_room(demos, tmp_path):
+    flags = ["--demo_paths", str(demos), "--save_dir", str(tmp_path), "--replay_buffer_capacity=21"]
+    with pytest.raises(ValueError, match=r"transitions do not fit; raise --replay_buffer_capacity, which is 21"):
+        train_hybrid.run([*TINY, *flags])
+
+
+def test_a_run_is_not_written_over(tmp_path):
+    (tmp_path / "metrics.csv").touch()
+    with pytest.raises(ValueError, match="holds a run already; give --resume, or another --save_dir"):
+        train_hybrid.run([*TINY, "--save_dir", str(tmp_path)])
+
+
 def test_a_mistake_is_one_line_on_the_terminal():
     command = [sys.executable, "-m", "serl_fast.train_hybrid", "--env", "Nowhere-v0"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

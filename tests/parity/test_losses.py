@@ -25,8 +25,8 @@ from serl_fast.agents.sac import SACConfig
 from serl_fast.engine.step import AdamState, build_step
 
 TOLERANCE = 1e-5  # of the largest magnitude; both sides are float32
-GRADIENT_TOLERANCE = 2e-5  # likewise; sums of products of rounded numbers
-ADAM_TOLERANCE = 2e-6  # likewise; one step moves a parameter by 3e-4
+# Entropies: means of log-densities of both signs, which are up to a hundred times larger than their mean.
+ENTROPY_TOLERANCE = 5e-5
 GRIPPERS = {"sac": 0, "single": 1, "dual": 2}
 
 
@@ -98,9 +98,9 @@ def test_critic(case, error):
     assert error(metrics["predicted_qs"], arrays["critic/predicted_qs"].mean()) < TOLERANCE
     assert error(metrics["rewards"], arrays["info/critic/rewards"]) < TOLERANCE
     slopes = gradients(value, networks["critic"], networks["encoder"].proprioception)
-    assert arrays.error(networks["critic"], "grads/critic/modules_critic", slopes) < GRADIENT_TOLERANCE
+    assert arrays.error(networks["critic"], "grads/critic/modules_critic", slopes) < TOLERANCE
     branch = networks["encoder"].proprioception
-    assert arrays.error(branch, "grads/critic/modules_actor/encoder", slopes) < GRADIENT_TOLERANCE
+    assert arrays.error(branch, "grads/critic/modules_actor/encoder", slopes) < TOLERANCE
 
 
 def test_parts_of_the_critic_target(case, error):
@@ -146,17 +146,17 @@ def test_grasp_critic(hybrid, error):
     branch = networks["encoder"].proprioception
     slopes = gradients(value, networks["grasp_critic"], branch)
     prefix = "grads/grasp_critic"
-    assert arrays.error(networks["grasp_critic"], f"{prefix}/modules_grasp_critic", slopes) < GRADIENT_TOLERANCE
-    assert arrays.error(branch, f"{prefix}/modules_actor/encoder", slopes) < GRADIENT_TOLERANCE
+    assert arrays.error(networks["grasp_critic"], f"{prefix}/modules_grasp_critic", slopes) < TOLERANCE
+    assert arrays.error(branch, f"{prefix}/modules_actor/encoder", slopes) < TOLERANCE
 
 
 def test_actor(case, error):
     arrays, networks = case.arrays, case.networks
     value, metrics = case.loss("actor")
-    for name in ("loss", "entropy", "temperature"):
-        assert error(metrics[name], arrays[f"actor/{name}"]) < TOLERANCE, name
+    for name, tolerance in {"loss": TOLERANCE, "temperature": TOLERANCE, "entropy": ENTROPY_TOLERANCE}.items():
+        assert error(metrics[name], arrays[f"actor/{name}"]) < tolerance, name
     slopes = gradients(value, networks["actor"])
-    assert arrays.error(networks["actor"], "grads/actor/modules_actor", slopes) < GRADIENT_TOLERANCE
+    assert arrays.error(networks["actor"], "grads/actor/modules_actor", slopes) < TOLERANCE
 
 
 def test_temperature(case, error):
@@ -164,11 +164,11 @@ def test_temperature(case, error):
     arrays, networks = case.arrays, case.networks
     batch = {**case.batch, "observations": case.batch["next_observations"]}
     value, metrics = case.loss("actor", batch, {"actions": arrays["noise/temperature/next_action_eps"]})
-    assert error(metrics["temperature_loss"], arrays["temperature/loss"]) < TOLERANCE
-    assert error(metrics["entropy"], arrays["temperature/entropy"]) < TOLERANCE
+    assert error(metrics["temperature_loss"], arrays["temperature/loss"]) < ENTROPY_TOLERANCE
+    assert error(metrics["entropy"], arrays["temperature/entropy"]) < ENTROPY_TOLERANCE
     slopes = gradients(value, networks["temperature"])
     prefix = "grads/temperature/modules_temperature"
-    assert arrays.error(networks["temperature"], prefix, slopes) < GRADIENT_TOLERANCE
+    assert arrays.error(networks["temperature"], prefix, slopes) < ENTROPY_TOLERANCE
 
 
 def test_sampled_actions(case, error):
@@ -193,7 +193,7 @@ def test_critics_after_one_update(case):
     step(case.batch, case.noise)
     for root, prefix in (("new_params", ""), ("new_target_params", "target_")):
         error = case.arrays.error(networks[f"{prefix}critic"], f"{root}/modules_critic", within="network/")
-        assert error < ADAM_TOLERANCE
+        assert error < TOLERANCE
         if case.grippers:
             error = case.arrays.error(networks[f"{prefix}grasp_critic"], f"{root}/modules_grasp_critic")
-            assert error < ADAM_TOLERANCE
+            assert error < TOLERANCE

@@ -1,0 +1,53 @@
+"""Rates of several functions measured in turns, so that a slow spell of the machine hits all of them."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class Rate(NamedTuple):
+    """Calls per second: the median of the rounds, and their quartiles."""
+
+    median: float
+    lower: float
+    upper: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.lower:.3g} to {self.upper:.3g})"
+
+
+def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int = 9, seconds: float = 1.0) -> dict[str, Rate]:
+    """Measure ``functions`` in alternating rounds of ``seconds`` each.
+
+    Args:
+        functions: warmed up, compiled and synchronous, by name.
+        rounds: of every function, at least 2; odd rounds run in the opposite order.
+        seconds: at least so long a round; a call that has begun is finished and counted.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in functions}
+    gc.collect()
+    gc.disable()
+    try:
+        for index in range(rounds):
+            for name in list(functions)[:: -1 if index % 2 else 1]:
+                rates[name].append(calls_per_second(functions[name], seconds))
+    finally:
+        gc.enable()
+    return {name: summary(values) for name, values in rates.items()}
+
+
+def calls_per_second(function: Callable[[], Any], seconds: float) -> float:
+    calls, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        function()
+        calls += 1
+    return calls / elapsed
+
+
+def summary(values: list[float]) -> Rate:
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return Rate(median, lower, upper)
