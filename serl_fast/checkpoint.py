@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 FORMAT_VERSION = 1
+
+
+class Storable(Protocol):
+    """What is needed of a replay store here."""
+
+    def save(self, path: Path) -> None:
+        """Write everything to ``path``, whole or not at all."""
 
 
 class CheckpointError(ValueError):
@@ -39,6 +48,35 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> Path:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    return path
+
+
+def save_stores(directory: Path, step: int, stores: Mapping[str, Storable]) -> Path:
+    """Write replay stores to ``directory/replay_<step>/<name>.npz``; returns the folder."""
+    folder = directory / f"replay_{step}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, store in stores.items():
+        store.save(folder / f"{name}.npz")
+    return folder
+
+
+def save_run(directory: Path, step: int, content: dict[str, Any], stores: Mapping[str, Storable]) -> Path:
+    """Write stores, then the checkpoint that belongs to them, and only then remove older stores.
+
+    Args:
+        directory: the run's folder.
+        step: gradient steps so far; names the files.
+        content: see :func:`save_checkpoint`.
+        stores: replay stores by name; none for a checkpoint alone.
+
+    Returns:
+        ``checkpoint_<step>.pth``.
+    """
+    kept = save_stores(directory, step, stores) if stores else None
+    path = save_checkpoint(directory / f"checkpoint_{step}.pth", content)
+    for older in directory.glob("replay_*"):
+        if older != kept:
+            shutil.rmtree(older)
     return path
 
 

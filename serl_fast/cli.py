@@ -76,7 +76,5 @@ def main(run: Callable[[], int]) -> None:
     try:
         sys.exit(run())
     except (ValueError, MissingExtraError, FileNotFoundError) as error:
-        if "--traceback" in sys.argv:
-            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

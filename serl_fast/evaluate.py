@@ -65,6 +65,8 @@ def evaluate_checkpoint(config: EvaluateConfig) -> EvaluationResult:
         mode,
         render_mode="rgb_array" if config.video else None,
     )
+    if config.video and env.render_mode != "rgb_array":
+        raise ValueError(f"no video: {env.spec.id if env.spec else env} does not render; leave --video out")
     runner = PolicyRunner(agent, seed=config.seed, device=torch.device(config.device))
     result = evaluate(
         env,
@@ -73,6 +75,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> EvaluationResult:
         seed=config.seed,
         record_episodes=config.video_episodes if config.video else 0,
     )
+    env.close()
     if config.video:
         write_video(config.video, result.frames, fps=10)
     return result

@@ -23,6 +23,7 @@ from serl_fast.schedule import Counters, LoopConfig, Stop
 
 Report = Callable[[dict[str, float]], None]
 
+STEP_LIMIT = "the step limit is reached"
 EVALUATION_SEEDS = 1_000_000  # episodes of evaluations are seeded from here on, apart from those of training
 
 
@@ -259,8 +260,9 @@ class Learner:
         ahead = (self.counters.environment_steps - started) * least - self.counters.updates
         return ahead < max(self.config.steps_per_update, least)
 
-    def pretrain(self, stop: Stop) -> None:
-        """Take ``pretrain_steps`` on demonstrations alone, then publish the policy."""
+    def prepare(self, stop: Stop) -> None:
+        """Compile, take ``pretrain_steps`` on demonstrations alone, publish the policy: all before anything moves."""
+        self.engine.warm_up(self._reader.blank(self.online))
         steps = self.config.pretrain_steps
         if steps and not len(self.demonstrations):
             raise ValueError(f"pretrain_steps is {steps}, but there are no demonstrations; give --demo_paths")
@@ -309,19 +311,20 @@ class Learner:
 
 def run_synchronous(actor: Actor, learner: Learner, stop: Stop) -> None:
     """Alternate in one thread at a fixed UTD ratio (``max_utd_ratio``, or 1): reproducible bit for bit on the CPU."""
-    learner.pretrain(stop)
+    learner.prepare(stop)
     ratio = learner.config.max_utd_ratio or 1.0
     owed = 0.0
     while not stop.is_set():
+        if learner.finished():
+            stop.set(STEP_LIMIT)
+            return
         actor.step()
         if not learner.ready():
             continue
         owed += ratio
-        while owed >= 1.0 and not stop.is_set():
+        while owed >= 1.0 and not learner.finished():
             owed -= 1.0
             learner.step()
-            if learner.finished():
-                stop.set("the step limit is reached")
 
 
 def run_threaded(actor: Actor, learner: Learner, stop: Stop) -> None:
@@ -345,11 +348,11 @@ def run_threaded(actor: Actor, learner: Learner, stop: Stop) -> None:
 
     thread = threading.Thread(target=act, name="actor")
     try:
-        learner.pretrain(stop)
+        learner.prepare(stop)
         thread.start()
         while not stop.is_set():
             if learner.finished():
-                stop.set("the step limit is reached")
+                stop.set(STEP_LIMIT)
             elif learner.ready():
                 learner.step()
             else:

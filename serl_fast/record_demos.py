@@ -80,6 +80,7 @@ def record(config: RecordDemosConfig) -> Path:
             f"episode {episodes}: {len(episode)} steps, {'success' if success else 'dropped'}; "
             f"{demos}/{config.num_demos} demonstrations"
         )
+    env.close()
     output = config.output or _default_output(config, demos)
     if transitions:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from serl_fast.cli import main, parse, plain_booleans
-from serl_fast.train_hybrid import PRESETS, TrainHybridConfig
+from serl_fast.train_hybrid_config import PRESETS, TrainHybridConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,6 +51,7 @@ def hybrid_sac(
             sac.encoder_of(networks).feature_size,
             CHOICES**grippers,
             config.hidden_widths,
+            layer_norm=config.layer_norm,
             activation=config.activation,
         )
     sac.copy_to_target(networks, "grasp_critic")
@@ -64,7 +65,7 @@ def hybrid_sac(
         actor_step=(sac.actor_objective(config, continuous_dim),),
         targets=sac.target_updates(networks, config),
         draw_noise=sac.noise_source(config, continuous_dim, networks),
-        prepare=sac.image_preparation(image_keys),
+        prepare=sac.image_preparation(image_keys, config.crop_padding),
         policy=hybrid_policy(grippers),
         policy_networks=("encoder", "actor", "grasp_critic"),
         action_dim=(ARM_DIM + 1) * grippers,

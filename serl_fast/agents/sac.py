@@ -102,7 +102,7 @@ def sac(
         actor_step=(actor_objective(config, action_dim),),
         targets=target_updates(networks, config),
         draw_noise=noise_source(config, action_dim, networks),
-        prepare=image_preparation(image_keys),
+        prepare=image_preparation(image_keys, config.crop_padding),
         policy=policy,
         policy_networks=("encoder", "actor"),
         action_dim=action_dim,
@@ -293,7 +293,7 @@ def noise_source(
     return draw
 
 
-def image_preparation(image_keys: Sequence[str]) -> Callable[[nn.ModuleDict, Batch, Noise], Batch]:
+def image_preparation(image_keys: Sequence[str], padding: int) -> Callable[[nn.ModuleDict, Batch, Noise], Batch]:
     """Crop every camera at random and run the frozen trunk once over observations and next observations.
 
     All cameras of one sample share their offsets; observations and next observations have their own.
@@ -304,8 +304,8 @@ def image_preparation(image_keys: Sequence[str]) -> Callable[[nn.ModuleDict, Bat
             return batch
         current, following = dict(batch["observations"]), dict(batch["next_observations"])
         for key in image_keys:
-            current[key] = random_crop(current[key], noise["crop"])
-            following[key] = random_crop(following[key], noise["next_crop"])
+            current[key] = random_crop(current[key], noise["crop"], padding)
+            following[key] = random_crop(following[key], noise["next_crop"], padding)
         joint = {key: torch.cat([current[key], following[key]]) for key in image_keys}
         joint = encoder_of(networks).encode_trunk(joint)
         size = batch["actions"].shape[0]

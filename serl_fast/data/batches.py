@@ -48,6 +48,11 @@ class BatchReader:
         moved: Batch = _map(self._tensors, lambda tensor: tensor.to(self.device))
         return moved
 
+    def blank(self, source: BatchSource) -> Batch:
+        """A batch of zeros with the shapes of ``source``."""
+        zeros: Batch = _map(source.empty_batch(self.batch_size), np.zeros_like)
+        return to_tensors(zeros, self.device)
+
 
 def to_tensors(batch: dict[str, Any], device: torch.device | str = "cpu") -> Batch:
     """A nested dict of arrays as tensors on ``device``."""

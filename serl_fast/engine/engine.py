@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import types
 from typing import Any
@@ -79,6 +80,23 @@ class Engine:
         metrics = step(batch, noise)
         self.updates += 1
         return metrics
+
+    def warm_up(self, batch: Batch) -> None:
+        """Compile both variants of the step, so that the first real update does not stall; trains nothing.
+
+        Args:
+            batch: of the shapes and dtypes to come; its values do not matter.
+        """
+        if self.config.execution == "eager":
+            return
+        before = copy.deepcopy(self.state_dict())
+        for with_actor in (False, True):
+            self.update(batch, with_actor)
+        self.load_state_dict(before)
+
+    def finite(self) -> bool:
+        """Whether every weight is a finite number; waits for the device."""
+        return all(bool(torch.isfinite(p).all()) for p in self.agent.networks.parameters())
 
     def act(self, observations: Observations, deterministic: bool = False) -> Tensor:
         """Actions [B, A] for ``observations``: the mode, or a sample from the engine's generator."""

@@ -43,7 +43,7 @@ def make_env(
     """
     env = _build(env_id, image_keys, render_mode)
     if operator is not None:
-        env = operator(env)
+        env = _with_operator(env, operator)
     if setup_mode is not None:
         env = _fit_action(env, env_id, setup_mode)
     return FlatObservations(env, image_keys)
@@ -100,10 +100,26 @@ def _parameters(spec: gymnasium.envs.registration.EnvSpec) -> set[str]:
     return {name for c in own for name in inspect.signature(c.__init__).parameters}  # type: ignore[misc]
 
 
+def _with_operator(env: gymnasium.Env[Any, Any], operator: Operator) -> gymnasium.Env[Any, Any]:
+    hint = "an operator takes the environment and returns it wrapped; see serl_robots.operators.Intervention"
+    try:
+        wrapped = operator(env)
+    except TypeError as error:
+        raise ValueError(f"operator {operator!r} can not wrap the environment ({error}); {hint}") from error
+    if not isinstance(wrapped, gymnasium.Env):
+        raise ValueError(f"operator {operator!r} returned {type(wrapped).__name__}; {hint}")
+    return wrapped
+
+
 def _fit_action(env: gymnasium.Env[Any, Any], env_id: str, mode: SetupMode) -> gymnasium.Env[Any, Any]:
     space = env.action_space
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
         raise ValueError(f"{env_id} has action space {space}; a Box of one axis is needed")
+    if not (np.all(space.low == -1) and np.all(space.high == 1)):
+        raise ValueError(
+            f"{env_id} takes actions from {space.low.min()} to {space.high.max()}; the policy's are in [-1, 1]: "
+            "wrap it in gymnasium.wrappers.RescaleAction"
+        )
     width = space.shape[0]
     if width == mode.action_dim:
         return env

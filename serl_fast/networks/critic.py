@@ -74,10 +74,16 @@ class GraspCritic(nn.Module):
     """
 
     def __init__(
-        self, features: int, choices: int, widths: Sequence[int] = (256, 256), *, activation: str = "tanh"
+        self,
+        features: int,
+        choices: int,
+        widths: Sequence[int] = (256, 256),
+        *,
+        layer_norm: bool = True,
+        activation: str = "tanh",
     ) -> None:
         super().__init__()
-        self.trunk = MLP(features, widths, activate_final=False, activation=activation)
+        self.trunk = MLP(features, widths, activate_final=False, layer_norm=layer_norm, activation=activation)
         self.head = linear(widths[-1], choices)
 
     def forward(self, features: Tensor) -> Tensor:

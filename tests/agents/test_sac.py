@@ -140,6 +140,18 @@ def test_an_agent_is_rebuilt_from_its_settings():
         from_settings({"algorithm": "sac"})
 
 
+def test_crop_padding_and_layer_norm_reach_every_user():
+    config = SACConfig(crop_padding=1, layer_norm=False)
+    agent = hybrid_sac(3, 1, ("front",), config)
+    assert not any(isinstance(m, nn.LayerNorm) for m in agent.networks["grasp_critic"].modules())
+    images = torch.randint(0, 255, (4, 16, 16, 3), dtype=torch.uint8)
+    batch = {"observations": {"front": images}, "next_observations": {"front": images}, "actions": torch.zeros(4, 7)}
+    still = {"crop": torch.ones(4, 2, dtype=torch.int64), "next_crop": torch.ones(4, 2, dtype=torch.int64)}
+    features = agent.networks["encoder"].encode_trunk({"front": images})["front"]
+    prepared = agent.prepare(agent.networks, batch, still)  # an offset equal to the padding is the identity
+    torch.testing.assert_close(prepared["observations"]["front"], features, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -179,6 +179,21 @@ def test_resume_continues_with_the_same_state(demos, tmp_path, capsys):
     assert float(columns(tmp_path)["step"][-1]) == 60
 
 
+def test_resume_keeps_to_the_run_it_continues(demos, tmp_path, capsys):
+    flags = [*TINY, "--demo_paths", str(demos), "--save_dir", str(tmp_path), "--synchronous", "--eval_interval=0"]
+    train_hybrid.run([*flags, "--final_eval_episodes=0"])
+    again = [*flags, "--final_eval_episodes=0", "--resume"]
+    assert train_hybrid.run(again) == 0  # finished already: not one step more
+    assert latest_checkpoint(tmp_path).name == "checkpoint_40.pth"
+    for extra, message in (
+        (["--hidden_widths", "8"], r"hidden_widths \[16, 16\], not \[8\]: resume it with its own flags"),
+        (["--lr", "1e-3"], r"learning_rate 0\.0003, not 0\.001"),
+        (["--env", "toy/Arm-v0"], "--env is toy/Arm-v0; .*checkpoint_40.pth was trained with serl_robots/PickCube-v0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_hybrid.run([*again, *extra])
+
+
 def test_resume_without_a_checkpoint_says_so(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"no checkpoint_<step>\.pth to continue from"):
         train_hybrid.run([*TINY, "--resume", "--save_dir", str(tmp_path)])
@@ -207,7 +222,99 @@ def test_a_failing_robot_saves_what_there_is(tmp_path, toy_arm):
     assert len(store) == 34
 
 
-def test_one_interrupt_finishes_the_step_saves_and_exits_cleanly(tmp_path):
+def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, monkeypatch):
+    update = train_hybrid.Engine.update
+
+    def poisoned(self, batch, with_actor=True):
+        metrics = update(self, batch, with_actor)
+        if self.updates == 33:
+            with torch.no_grad():
+                next(self.agent.networks["actor"].parameters()).fill_(float("nan"))
+        return metrics
+
+    monkeypatch.setattr(train_hybrid.Engine, "update", poisoned)
+    flags = ["--env", "toy/Arm-v0", "--save_dir", str(tmp_path), "--eval_interval=0", "--synchronous"]
+    with pytest.raises(
+        RuntimeError, match=r"training stopped: critic/loss is nan at update 35.*the weights are not finite"
+    ):
+        train_hybrid.run([*TINY, *flags])
+    good = load_checkpoint(latest_checkpoint(tmp_path))
+    assert good["updates"] == 20
+    assert all(torch.isfinite(t).all() for t in good["networks"].values())
+    assert len(ReplayStore.load(tmp_path / "replay_20" / "online.npz")) > 0  # what the good checkpoint resumes with
+    assert len(ReplayStore.load(tmp_path / "replay_35" / "online.npz")) > 0  # and everything up to the failure
+
+
+def test_an_environment_that_returns_nan_is_named_and_what_came_before_is_kept(tmp_path, toy_arm):
+    import gymnasium
+
+    class Broken(toy_arm):
+        def _observe(self):
+            observation = super()._observe()
+            if self.total == 30:
+                observation["state"][2] = np.nan
+            return observation
+
+    if "toy/Nan-v0" not in gymnasium.registry:
+        gymnasium.register("toy/Nan-v0", entry_point=Broken)
+    with pytest.raises(RuntimeError, match=r"'next_observations/state' holds a non-finite value") as error:
+        train_hybrid.run([*TINY, "--env", "toy/Nan-v0", "--save_dir", str(tmp_path), "--max_steps=100000"])
+    assert isinstance(error.value.__cause__, ValueError)
+    assert len(ReplayStore.load(next(tmp_path.glob("replay_*")) / "online.npz")) == 29
+
+
+def test_a_failing_save_does_not_hide_why_training_stopped(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train_hybrid, "save_run", full)
+    with pytest.raises(RuntimeError, match=r"training stopped: .*No space left.*saving failed as well"):
+        train_hybrid.run([*TINY, "--env", "toy/Arm-v0", "--save_dir", str(tmp_path), "--eval_interval=0"])
+
+
+def test_an_environment_that_does_not_render_is_not_filmed(tmp_path, capsys, toy_arm):
+    import gymnasium
+
+    if "toy/Dark-v0" not in gymnasium.registry:
+        gymnasium.register("toy/Dark-v0", entry_point=lambda: toy_arm())
+    train_hybrid.run([*TINY, "--env", "toy/Dark-v0", "--save_dir", str(tmp_path)])
+    assert "no video: toy/Dark-v0 does not render" in capsys.readouterr().out
+    assert not (tmp_path / "rollout.mp4").exists()
+    checkpoint = ["--checkpoint", str(tmp_path / "final_model.pth"), "--episodes", "1"]
+    with pytest.raises(ValueError, match="does not render; leave --video out"):
+        evaluate.run([*checkpoint, "--video", str(tmp_path / "v.mp4")])
+
+
+def test_a_robot_is_built_once_when_nothing_is_evaluated(tmp_path, toy_arm):
+    import gymnasium
+
+    built = []
+    gymnasium.register("toy/Counted-v0", entry_point=lambda: built.append(1) or toy_arm())
+    flags = ["--env", "toy/Counted-v0", "--save_dir", str(tmp_path), "--eval_interval=0", "--final_eval_episodes=0"]
+    train_hybrid.run([*TINY, *flags])
+    assert len(built) == 1
+
+
+def test_the_pretrained_trunk_is_loaded_or_its_absence_said(tmp_path, capsys, monkeypatch):
+    import pickle
+
+    from serl_fast.networks.encoder import Encoder
+    from serl_fast.networks.resnet10 import ResNet10
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    encoder = Encoder(("front",), trunk=ResNet10())
+    train_hybrid.load_pretrained(encoder, None)
+    assert "no pre-trained ResNet-10: the frozen trunk is random" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError):
+        train_hybrid.load_pretrained(encoder, tmp_path / "nowhere.pkl")
+    (tmp_path / ".serl").mkdir()
+    (tmp_path / ".serl" / "resnet10_params.pkl").write_bytes(pickle.dumps({"conv_init": {}}))
+    with pytest.raises(ValueError, match="conv_init"):
+        train_hybrid.load_pretrained(encoder, None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_interrupt_finishes_the_step_saves_and_exits_cleanly(tmp_path, number):
     command = [
         sys.executable,
         "-m",
@@ -224,7 +331,7 @@ def test_one_interrupt_finishes_the_step_saves_and_exits_cleanly(tmp_path):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert "finishing the step and saving" in output

@@ -1,5 +1,7 @@
 """The step's parts against torch's own optimizer and plain arithmetic."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -134,3 +136,18 @@ def test_a_loss_that_is_not_finite_names_the_objective():
     check_finite({"critic/loss": 1.0, "critic/entropy": float("nan")}, 5)
     with pytest.raises(NonFiniteLossError, match="critic/loss is nan at update 7"):
         check_finite({"critic/loss": float("nan")}, 7)
+
+
+def test_warming_up_compiles_and_trains_nothing():
+    engine = Engine(quadratic_agent(), EngineConfig("compiled"), seed=3)
+    before = copy.deepcopy(engine.state_dict())
+    engine.warm_up(BATCH)
+    after = engine.state_dict()
+    assert after["updates"] == 0
+    assert torch.equal(after["generator"], before["generator"])
+    for name, value in before["networks"].items():
+        assert torch.equal(after["networks"][name], value)
+    for name, tensors in before["adam"].items():
+        assert all(torch.equal(a, b) for a, b in zip(after["adam"][name], tensors, strict=True))
+    cold = Engine(quadratic_agent(), EngineConfig("compiled"), seed=3)
+    assert engine.update(BATCH)["actor/noise"] == cold.update(BATCH)["actor/noise"]

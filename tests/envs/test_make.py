@@ -114,3 +114,14 @@ def test_operators_by_name():
     assert load_operator("scripted").__name__ == "ScriptedOperator"
     with pytest.raises(ValueError, match=r"operator 'me' can not be loaded.*none, scripted, module:callable"):
         load_operator("me")
+
+
+def test_misuse_of_operators_and_action_bounds_are_named(toy_arm):
+    with pytest.raises(ValueError, match=r"can not wrap the environment.*takes the environment and returns it wrapped"):
+        make_env("toy/Arm-v0", operator=lambda observation, action, info: None)
+    with pytest.raises(ValueError, match="returned NoneType"):
+        make_env("toy/Arm-v0", operator=lambda env: None)
+    with pytest.raises(ValueError, match=r"takes actions from -2\.0 to 2\.0.*RescaleAction"):
+        make_env("Pendulum-v1", setup_mode=SETUP_MODES["single-arm-fixed-gripper"])
+    with pytest.raises(ValueError, match="action space Discrete"):
+        make_env("CartPole-v1", setup_mode=SETUP_MODES["single-arm-fixed-gripper"])

@@ -1,0 +1,154 @@
+"""Flags of ``train_hybrid`` and the presets of the manuals."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from serl_fast.agents.sac import SACConfig
+from serl_fast.envs import SetupModeName
+from serl_fast.schedule import LoopConfig
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "max_steps": 1000,
+        "batch_size": 32,
+        "training_starts": 100,
+        "random_steps": 100,
+        "preset": "quick",
+    },
+    "medium": {"max_steps": 50_000, "batch_size": 128, "training_starts": 1000, "preset": "medium"},
+    "full": {"max_steps": 500_000, "batch_size": 256, "training_starts": 5000, "preset": "full"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainHybridConfig:
+    """Flags of ``train_hybrid``.
+
+    Attributes:
+        env: any gymnasium id; ``module:Id-v0`` imports ``module`` first.
+        demo_paths: demonstration pickles; none means learning from online data and interventions alone.
+        image_keys: cameras to learn from; none means learning from the state.
+        setup_mode: arms and grippers: 6, 7, 12 or 14 action dimensions.
+        max_steps: gradient steps at which the run ends.
+        batch_size: transitions per gradient step, half of them demonstrations.
+        lr: Adam's learning rate.
+        save_dir: where results go; by default runs/<env>_seed<seed>_<time>.
+        training_starts: online transitions to wait for before learning.
+        random_steps: environment steps with uniformly random actions at the start.
+        cta_ratio: critic steps per actor step.
+        steps_per_update: gradient steps between two publications of the policy to the actor.
+        discount: gamma.
+        replay_buffer_capacity: transitions kept in each store.
+        pretrain_steps: gradient steps on demonstrations alone before the actor starts.
+        log_interval: gradient steps between two lines of losses.
+        save_interval: gradient steps between two checkpoints; 0 for none but the last.
+        eval_interval: gradient steps between two evaluations; 0 for none.
+        eval_episodes: episodes of one evaluation, without interventions.
+        final_eval_episodes: fresh episodes after training; 0 for none.
+        stop_success_rate: end early when an evaluation and its repetition, four times as long, reach this; 0 for never.
+        max_utd_ratio: the learner never exceeds so many gradient steps per environment step.
+        min_utd_ratio: the actor waits rather than fall below so many (simulations only).
+        operator: who may intervene: "none", "scripted", or module:callable that wraps the environment.
+        seed: of every random number.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        execution: "auto" is compiled where there is a C++ compiler, else eager.
+        pretrained_encoder: resnet10_params.pkl for the cameras' trunk; by default ~/.serl/resnet10_params.pkl.
+        precision: of the forward and backward passes.
+        threads: torch's threads; 0 chooses: on the CPU two for state observations, all but one for images.
+        resume: continue the run in save_dir (or the newest under runs/) from its last checkpoint.
+        synchronous: actor and learner take turns in one thread at max_utd_ratio (or 1): reproducible.
+        normalize_state: scale the state by the demonstrations' statistics.
+        critic_ensemble_size: number of critics.
+        critic_subsample_size: critics whose minimum is the target; by default all.
+        temperature_init: SAC's temperature at the start.
+        target_entropy: by default -(continuous action dimensions) / 2.
+        target_update_rate: tau of the target networks.
+        hidden_widths: hidden layers of policy and critics.
+        save_replay: keep the replay stores beside the last checkpoint, so that resuming loses no data.
+        video_episodes: episodes shown in rollout.mp4; 0 for no video.
+        preset: defaults of a size; flags given explicitly win.
+    """
+
+    env: str = "serl_robots/PickCube-v0"
+    demo_paths: tuple[Path, ...] = ()
+    image_keys: tuple[str, ...] = ()
+    setup_mode: SetupModeName = "single-arm-learned-gripper"
+    max_steps: int = 100_000
+    batch_size: int = 256
+    lr: float = 3e-4
+    save_dir: Path | None = None
+    training_starts: int = 1000
+    random_steps: int = 1000
+    cta_ratio: int = 2
+    steps_per_update: int = 50
+    discount: float = 0.95
+    replay_buffer_capacity: int = 200_000
+    pretrain_steps: int = 0
+    log_interval: int = 100
+    save_interval: int = 10_000
+    eval_interval: int = 1000
+    eval_episodes: int = 20
+    final_eval_episodes: int = 50
+    stop_success_rate: float = 0.95
+    max_utd_ratio: float | None = None
+    min_utd_ratio: float | None = None
+    operator: str = "none"
+    seed: int = 0
+    device: str = "auto"
+    execution: Literal["auto", "eager", "compiled", "graphed"] = "auto"
+    pretrained_encoder: Path | None = None
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    threads: int = 0
+    resume: bool = False
+    synchronous: bool = False
+    normalize_state: bool = True
+    critic_ensemble_size: int = 2
+    critic_subsample_size: int | None = None
+    temperature_init: float = 0.01
+    target_entropy: float | None = None
+    target_update_rate: float = 0.005
+    hidden_widths: tuple[int, ...] = (256, 256)
+    save_replay: bool = True
+    video_episodes: int = 3
+    preset: Literal["quick", "medium", "full"] | None = None
+
+    def __post_init__(self) -> None:
+        self.loop()
+        self.agent()
+        if self.replay_buffer_capacity < self.training_starts:
+            raise ValueError(
+                f"replay_buffer_capacity is {self.replay_buffer_capacity}; it must hold at least "
+                f"training_starts = {self.training_starts} transitions"
+            )
+        if self.pretrain_steps and not self.demo_paths and not self.resume:
+            raise ValueError(
+                f"pretrain_steps is {self.pretrain_steps}, but there are no demonstrations: give --demo_paths"
+            )
+        for name in ("final_eval_episodes", "video_episodes", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+
+    def loop(self) -> LoopConfig:
+        """The schedule."""
+        shared = {f.name for f in dataclasses.fields(LoopConfig)} & {f.name for f in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in shared}
+        values["stop_success_rate"] = self.stop_success_rate or None
+        return LoopConfig(critic_to_actor_ratio=self.cta_ratio, **values)
+
+    def agent(self) -> SACConfig:
+        """The agent's hyper-parameters."""
+        return SACConfig(
+            hidden_widths=self.hidden_widths,
+            critic_ensemble_size=self.critic_ensemble_size,
+            critic_subsample_size=self.critic_subsample_size,
+            initial_temperature=self.temperature_init,
+            target_entropy=self.target_entropy,
+            target_update_rate=self.target_update_rate,
+            learning_rate=self.lr,
+            # Beside images the state is squeezed through HIL-SERL's 64-wide branch; alone it is the whole observation
+            # and passes as it is, as in SERL's state agents.
+            proprioception_dim=64 if self.image_keys else None,
+        )
