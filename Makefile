@@ -13,7 +13,7 @@ IMAGE_KEYS ?=
 # Further flags of train_hybrid, for example ARGS="--max_steps 300 --batch_size 32".
 ARGS   ?=
 empty  :=
-DEMOS  := runs/demonstrations/pick_cube_20$(subst $(empty) ,,$(addprefix _,$(IMAGE_KEYS))).pkl
+DEMOS  := runs/demonstrations/$(notdir $(ENV))_20$(subst $(empty) ,,$(addprefix _,$(IMAGE_KEYS))).pkl
 CAMERA_FLAGS := $(if $(IMAGE_KEYS),--image_keys $(IMAGE_KEYS))
 
 .DEFAULT_GOAL := help
@@ -40,12 +40,8 @@ train: $(READY) ## record 20 demonstrations, then train on PickCube (SEED=0, IMA
 test: $(READY) test-cpp ## run every test: native, then Python
 	$(BIN)/python -m pytest
 
-lint: $(READY) ## ruff, mypy, import contracts, clang-format
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
-	find csrc -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
-	$(BIN)/mypy
+lint: $(READY) ## ruff, mypy, import contracts, clang-format, through pre-commit
+	$(BIN)/pre-commit run --all-files
 
 format: $(READY) ## rewrite Python and C++ sources in the house format
 	$(BIN)/ruff check --fix .

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from serl_fast.errors import MissingExtraError, require
 
+BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+
 Config = TypeVar("Config")
 
 
@@ -52,10 +54,12 @@ def plain_booleans(config: type[Any], arguments: list[str]) -> list[str]:
         name, equals, value = argument.removeprefix("--").partition("=")
         name = name.replace("-", "_")
         if argument.startswith("--") and name in booleans:
-            if not equals and index + 1 < len(arguments) and arguments[index + 1].lower() in ("true", "false"):
+            if not equals and index + 1 < len(arguments) and arguments[index + 1].lower() in BOOLEANS:
                 index += 1
                 value = arguments[index]
-            argument = f"--no_{name}" if value.lower() == "false" else f"--{name}"
+            if value and value.lower() not in BOOLEANS:
+                raise ValueError(f"--{name} is {value!r}; accepted: {', '.join(BOOLEANS)}")
+            argument = f"--{name}" if BOOLEANS.get(value.lower(), True) else f"--no_{name}"
         rewritten.append(argument)
         index += 1
     return rewritten

@@ -59,17 +59,17 @@ def evaluate(
         episodes: how many, at least 1.
         seed: episode i is reset with seed + i.
         record_episodes: render the first so many.
-        should_stop: asked before each episode; True ends early with what there is.
+        should_stop: asked before each step; True ends early with the finished episodes.
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}; at least 1 is needed")
     result = EvaluationResult([], [], [])
     for episode in range(episodes):
-        if should_stop():
-            break
         observation, info = env.reset(seed=seed + episode)
         total, length, success, done = 0.0, 0, False, False
         while not done:
+            if should_stop():
+                return result
             if episode < record_episodes:
                 result.frames.append(np.asarray(env.render()))
             observation, reward, terminated, truncated, info = env.step(policy(observation))

@@ -16,7 +16,8 @@ import gymnasium
 import numpy as np
 
 from serl_fast.data.batches import BatchReader
-from serl_fast.engine import Engine, PolicyPublisher, PolicyRunner, PolicySnapshot, check_finite
+from serl_fast.engine import Engine, NonFiniteLossError, PolicyPublisher, PolicyRunner, PolicySnapshot, check_finite
+from serl_fast.envs import executed_action
 from serl_fast.evaluation import EvaluationResult, evaluate, succeeded
 from serl_fast.replay import Mixture, ReplayStore
 from serl_fast.schedule import Counters, LoopConfig, Stop
@@ -24,6 +25,7 @@ from serl_fast.schedule import Counters, LoopConfig, Stop
 Report = Callable[[dict[str, float]], None]
 
 STEP_LIMIT = "the step limit is reached"
+ACTOR_PATIENCE = 10.0  # s that the actor gets to finish its step when the run ends
 EVALUATION_SEEDS = 1_000_000  # episodes of evaluations are seeded from here on, apart from those of training
 
 
@@ -104,10 +106,12 @@ class Actor:
             self._episode = self._begin_episode()
         episode = self._episode
         action = self._choose(episode.observation)
+        if not np.isfinite(action).all():
+            raise NonFiniteLossError(f"the policy's action is not finite, so it was not executed: {action}")
         following, reward, terminated, truncated, info = self.env.step(action)
         intervened = "intervene_action" in info
         if intervened:
-            action = _executed(info["intervene_action"], action)
+            action = executed_action(info["intervene_action"], action)
         transition = {
             "observations": episode.observation,
             "actions": action,
@@ -197,14 +201,6 @@ class Actor:
         return result
 
 
-def _executed(intervention: Any, action: np.ndarray) -> np.ndarray:
-    """The operator's action float32 [A], clipped to what the environment executes."""
-    executed = np.asarray(intervention, np.float32)
-    if executed.shape != action.shape:
-        raise ValueError(f'info["intervene_action"] has shape {executed.shape}; the action has shape {action.shape}')
-    return np.clip(executed, -1.0, 1.0)
-
-
 class Learner:
     """Samples, updates, publishes, reports and saves.
 
@@ -245,9 +241,9 @@ class Learner:
 
     def ready(self) -> bool:
         """Whether the next step may be taken: enough data, and within the limit on the UTD ratio."""
+        if len(self.online) < self.config.training_starts:
+            return False
         if self.counters.training_started_at is None:
-            if len(self.online) < self.config.training_starts:
-                return False
             self.counters.training_started_at = self.counters.environment_steps
         limit = self.config.max_utd_ratio
         return limit is None or self.counters.updates + 1 <= limit * self.counters.environment_steps
@@ -331,7 +327,8 @@ def run_threaded(actor: Actor, learner: Learner, stop: Stop) -> None:
     """Run the actor in a thread of its own and the learner in this one, until ``stop``.
 
     Raises:
-        BaseException: whatever ended either of them; both have stopped by then.
+        RuntimeError: the environment does not return from its step, or the actor's thread was told to exit.
+        Exception: whatever ended either loop; both have stopped by then.
     """
     failures: list[BaseException] = []
 
@@ -341,12 +338,13 @@ def run_threaded(actor: Actor, learner: Learner, stop: Stop) -> None:
                 if learner.actor_may_step():
                     actor.step()
                 else:
-                    stop.wait(0.001)
-        except BaseException as error:
+                    time.sleep(0.001)
+        except BaseException as error:  # a driver may also call sys.exit
             failures.append(error)
             stop.set(f"the actor failed: {error}")
 
-    thread = threading.Thread(target=act, name="actor")
+    # A daemon, so that an environment which never returns can not keep the process alive.
+    thread = threading.Thread(target=act, name="actor", daemon=True)
     try:
         learner.prepare(stop)
         thread.start()
@@ -357,12 +355,16 @@ def run_threaded(actor: Actor, learner: Learner, stop: Stop) -> None:
                 learner.step()
             else:
                 learner.tick()
-                stop.wait(0.005)
+                time.sleep(0.005)
     except BaseException as error:
         stop.set(f"the learner failed: {error}")
         raise
     finally:
         if thread.ident is not None:
-            thread.join()
+            thread.join(ACTOR_PATIENCE)
     if failures:
-        raise failures[0]
+        if isinstance(failures[0], Exception):
+            raise failures[0]
+        raise RuntimeError(f"the actor ended with {failures[0]!r}") from failures[0]
+    if thread.is_alive():
+        raise RuntimeError(f"the environment did not return from its step within {ACTOR_PATIENCE:g} s")

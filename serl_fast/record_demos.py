@@ -16,7 +16,8 @@ import numpy as np
 
 from serl_fast.cli import main, parse
 from serl_fast.data.demonstrations import save_demonstrations
-from serl_fast.envs import SETUP_MODES, SetupModeName, load_operator, make_env
+from serl_fast.envs import SETUP_MODES, SetupModeName, executed_action, load_operator, make_env
+from serl_fast.envs.make import Operator
 from serl_fast.errors import require
 from serl_fast.evaluation import succeeded
 
@@ -62,49 +63,61 @@ def record(config: RecordDemosConfig) -> Path:
         ValueError: fewer than ``num_demos`` of ``max_episodes`` episodes succeeded; those that did are saved.
     """
     mode = SETUP_MODES[config.setup_mode] if config.setup_mode else None
-    scripted = config.operator == "scripted"
-    operator = None if scripted else load_operator(config.operator)
+    operator = _expert(config) if config.operator == "scripted" else load_operator(config.operator)
     env = make_env(config.env, config.image_keys, mode, operator=operator)
-    policy = None
-    if scripted:
-        policy = require("serl_robots.experts", "sim").expert(env, noise=config.noise, seed=config.seed)
     transitions: list[dict[str, Any]] = []
     demos = episodes = 0
-    while demos < config.num_demos and episodes < config.max_episodes:
-        episode, success = _episode(env, policy, seed=config.seed + episodes)
-        episodes += 1
-        if success:
-            demos += 1
-            transitions += episode
-        print(
-            f"episode {episodes}: {len(episode)} steps, {'success' if success else 'dropped'}; "
-            f"{demos}/{config.num_demos} demonstrations"
-        )
+    try:
+        while demos < config.num_demos and episodes < config.max_episodes:
+            episode, success = _episode(env, seed=config.seed + episodes)
+            episodes += 1
+            if success:
+                demos += 1
+                transitions += episode
+            print(
+                f"episode {episodes}: {len(episode)} steps, {'success' if success else 'dropped'}; "
+                f"{demos}/{config.num_demos} demonstrations"
+            )
+    finally:  # Ctrl-C or a robot that fails: demonstrations are dear, what there is is saved
+        output = config.output or _default_output(config, demos)
+        if transitions:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            save_demonstrations(output, transitions)
+            print(f"{demos} demonstrations, {len(transitions)} transitions: {output}")
     env.close()
-    output = config.output or _default_output(config, demos)
-    if transitions:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        save_demonstrations(output, transitions)
     if demos < config.num_demos:
         kept = f"; they are in {output}" if transitions else ""
         raise ValueError(f"{demos} of {episodes} episodes succeeded, {config.num_demos} were asked for{kept}")
-    print(f"{demos} demonstrations, {len(transitions)} transitions: {output}")
     return output
 
 
-def _episode(env: gymnasium.Env[Any, Any], policy: Any, seed: int) -> tuple[list[dict[str, Any]], bool]:
+def _expert(config: RecordDemosConfig) -> Operator:
+    """The environment's scripted expert, as an operator who takes every step."""
+    experts, operators = require("serl_robots.experts", "sim"), require("serl_robots.operators", "sim")
+
+    def wrap(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+        policy = experts.expert(env, noise=config.noise, seed=config.seed)
+        wrapped: gymnasium.Env[Any, Any] = operators.Intervention(
+            env, lambda observation, action, info: policy(observation)
+        )
+        return wrapped
+
+    return wrap
+
+
+def _episode(env: gymnasium.Env[Any, Any], seed: int) -> tuple[list[dict[str, Any]], bool]:
     """One episode's transitions with the executed actions, and whether it succeeded."""
     transitions: list[dict[str, Any]] = []
     observation, _ = env.reset(seed=seed)
     success = done = False
     still = np.zeros(env.action_space.shape or (), np.float32)
     while not done:
-        action = still if policy is None else policy(observation)
-        following, reward, terminated, truncated, info = env.step(action)
+        following, reward, terminated, truncated, info = env.step(still)
+        action = executed_action(info["intervene_action"], still) if "intervene_action" in info else still
         transitions.append(
             {
                 "observations": observation,
-                "actions": np.asarray(info.get("intervene_action", action), np.float32),
+                "actions": action,
                 "next_observations": following,
                 "rewards": np.float32(reward),
                 "terminated": bool(terminated),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,24 +83,21 @@ class LoopConfig:
 
 
 class Stop:
-    """Asks both loops to end after the step in progress, and remembers why."""
+    """Asks both loops to end after the step in progress, and remembers why.
+
+    Plain attributes and no lock: a signal handler sets it, perhaps while the main thread is inside one of its methods.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
         self.reason = ""
 
     def set(self, reason: str) -> None:
         """Ask for the end; the first reason stays."""
         self.reason = self.reason or reason
-        self._event.set()
 
     def is_set(self) -> bool:
         """Whether the end was asked for."""
-        return self._event.is_set()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for the end, at most so long; says whether it was asked for."""
-        return self._event.wait(seconds)
+        return bool(self.reason)
 
 
 @dataclass

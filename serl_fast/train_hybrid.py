@@ -52,13 +52,17 @@ class Run:
         self.config = config
         self.device = _device(config.device)
         torch.set_num_threads(config.threads or _default_threads(config, self.device))
-        torch.manual_seed(config.seed)
+        # One stream each for the weights, the learner's noise, the actor's noise, and the two stores.
+        seeds = np.random.SeedSequence(config.seed).generate_state(5).tolist()
+        torch.manual_seed(seeds[0])
+        self.store_seeds = seeds[3:]
         mode = SETUP_MODES[config.setup_mode]
         self.env = make_env(config.env, config.image_keys, mode, operator=load_operator(config.operator))
         self.eval_env = None
         if config.eval_interval or config.final_eval_episodes:
             self.eval_env = make_env(config.env, config.image_keys, mode, render_mode="rgb_array")
         self.counters, self.stop = Counters(), Stop()
+        self.interrupted = False
         self.directory, checkpoint = self._place()
         self.agent = self._agent(checkpoint)
         self.demonstrations, self.online = self._stores(checkpoint)
@@ -66,7 +70,7 @@ class Run:
             self._normalize()
         execution = default_execution() if config.execution == "auto" else config.execution
         engine_config = EngineConfig(execution, config.precision)
-        self.engine = Engine(self.agent, engine_config, seed=config.seed, device=self.device)
+        self.engine = Engine(self.agent, engine_config, seed=seeds[1], device=self.device)
         print(
             f"execution {execution}, precision {config.precision}, device {self.device}, "
             f"{torch.get_num_threads()} thread(s)"
@@ -74,7 +78,7 @@ class Run:
         self.logger = RunLogger(self.directory)
         self.logger.write_config({**_plain(config), "execution_used": execution, "device_used": str(self.device)})
         loop, publisher = config.loop(), PolicyPublisher()
-        runner = PolicyRunner(self.agent, seed=config.seed + 1, device=self.device)
+        runner = PolicyRunner(self.agent, seed=seeds[2], device=self.device)
         self.actor = Actor(
             self.env,
             self.eval_env,
@@ -111,13 +115,13 @@ class Run:
         """
         run = run_synchronous if self.config.synchronous else run_threaded
         try:
-            with _interrupts(self.stop), self.logger.display():
+            with self.logger.display():
                 run(self.actor, self.learner, self.stop)
             self.save()
         except Exception as error:
             raise RuntimeError(f"training stopped: {error}; {self._salvage()}") from error
         finally:
-            self.env.close()
+            _close(self.env)
 
     def finish(self) -> EvaluationResult | None:
         """Save the final policy, evaluate it on fresh episodes, draw and film; print where everything is."""
@@ -126,13 +130,13 @@ class Run:
         final = save_checkpoint(self.directory / "final_model.pth", self._policy_content())
         result = None
         if self.eval_env is not None:
-            if self.config.final_eval_episodes and self.stop.reason != INTERRUPTED:
+            if self.config.final_eval_episodes and not self.interrupted:
                 result = self._final_evaluation(self.eval_env)
-            self.eval_env.close()
+            _close(self.eval_env)
         self.logger.close()
         plot_progress(self.directory / "metrics.csv", self.directory / "success.png")
         print(f"\n{self.stop.reason}")
-        if result is not None:
+        if result is not None and result.successes:
             print(f"success rate over {len(result.successes)} fresh episodes: {result.success_rate:.0%}")
         for path in (final, *sorted(set(self.directory.iterdir()) - {final})):
             print(f"  {path}")
@@ -146,14 +150,26 @@ class Run:
         """
         if not self.engine.finite():
             raise NonFiniteLossError(f"the weights are not finite after {self.engine.updates} updates")
-        content = {
-            **self._policy_content(),
-            "engine": self.engine.state_dict(),
-            "counters": self.counters.state_dict(),
-            "actor": self.actor.state_dict(),
-        }
         stores = self._stores_by_name() if self.config.save_replay else {}
-        return save_run(self.directory, self.counters.updates, content, stores)
+        return save_run(self.directory, self.counters.updates, self._content(), stores)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Ctrl-C or SIGTERM once: finish the step, save, exit 0. Twice: as usual."""
+
+        def handle(signum: int, frame: FrameType | None) -> None:
+            # Whatever the main thread was doing is on hold: no locks here, and a way out before anything else.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.interrupted = True
+            self.stop.set("interrupted")
+            os.write(2, b"\nfinishing the step and saving; press Ctrl-C again to end at once\n")
+
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def report(self, metrics: dict[str, float]) -> None:
         """Log metrics at the present step."""
@@ -194,13 +210,27 @@ class Run:
 
     def _salvage(self) -> str:
         """After a failure: save what can be saved, and say what was."""
+        step, kept = self.counters.updates, f"older checkpoints in {self.directory} stay"
         try:
-            return f"everything up to here is in {self.save()}"
-        except NonFiniteLossError:
-            folder = save_stores(self.directory, self.counters.updates, self._stores_by_name())
-            return f"the weights are not finite and were not saved; the data are in {folder}, older checkpoints stay"
+            if self.engine.finite():
+                return f"everything up to here is in {self.save()}"
+            folder = save_stores(self.directory, step, self._stores_by_name())
+            return f"the weights are not finite and were not saved; the data are in {folder}, {kept}"
         except Exception as error:
-            return f"saving failed as well: {error}; older checkpoints in {self.directory} stay"
+            said = f"saving failed as well: {error}; {kept}"
+        try:  # the weights are small and may still fit where the stores did not
+            path = save_checkpoint(self.directory / f"checkpoint_{step}.pth", self._content())
+            return f"{said}; the weights alone are in {path}"
+        except Exception:
+            return said
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            **self._policy_content(),
+            "engine": self.engine.state_dict(),
+            "counters": self.counters.state_dict(),
+            "actor": self.actor.state_dict(),
+        }
 
     def _policy_content(self) -> dict[str, Any]:
         return {
@@ -246,8 +276,8 @@ class Run:
             print(f"{folder} is not there: starting from the demonstrations, with an empty online store")
         example = _example_transition(self.env)
         capacity = config.replay_buffer_capacity
-        demonstrations = ReplayStore.from_example(example, capacity, seed=2 * config.seed)
-        online = ReplayStore.from_example(example, capacity, seed=2 * config.seed + 1)
+        demonstrations = ReplayStore.from_example(example, capacity, seed=self.store_seeds[0])
+        online = ReplayStore.from_example(example, capacity, seed=self.store_seeds[1])
         if config.demo_paths:
             width = SETUP_MODES[config.setup_mode].action_dim
             transitions = load_demonstrations(config.demo_paths, config.image_keys, width, like=example)
@@ -262,41 +292,44 @@ class Run:
 
     def _final_evaluation(self, env: gymnasium.Env[Any, Any]) -> EvaluationResult:
         runner = PolicyRunner(self.agent, device=self.device)
-        films = env.render_mode == "rgb_array"
-        if self.config.video_episodes and not films:
-            print(f"no video: {self.config.env} does not render (it takes no render_mode='rgb_array')")
         result = evaluate(
             env,
             lambda observation: runner.act(observation, deterministic=True),
             self.config.final_eval_episodes,
             seed=EVALUATION_SEEDS * (1 + self.config.seed) + EVALUATION_SEEDS // 2,
-            record_episodes=self.config.video_episodes if films else 0,
+            record_episodes=self.config.video_episodes if _renders(env) else 0,
+            should_stop=lambda: self.interrupted,
         )
-        self.report({f"final_{name}": value for name, value in result.metrics().items()})
+        if result.successes:
+            self.report({f"final_{name}": value for name, value in result.metrics().items()})
         if result.frames:
             write_video(self.directory / "rollout.mp4", result.frames, fps=10)
         return result
 
 
-INTERRUPTED = "interrupted"
 _EMPTY = gymnasium.spaces.Box(-1, 1, (0,))
 
 
-@contextlib.contextmanager
-def _interrupts(stop: Stop) -> Iterator[None]:
-    """Ctrl-C or SIGTERM once: finish the step, save, exit 0. Ctrl-C twice: as usual."""
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        print("\nfinishing the step and saving; press Ctrl-C again to end at once")
-        stop.set(INTERRUPTED)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+def _renders(env: gymnasium.Env[Any, Any]) -> bool:
+    """Whether an environment can be filmed; if not, why is said. Training does not fail for want of a video."""
+    if env.render_mode != "rgb_array":
+        print(f"no video: {env.spec.id if env.spec else env} does not render (it takes no render_mode='rgb_array')")
+        return False
     try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        env.reset()
+        env.render()
+    except Exception as error:  # a missing graphics library shows only now
+        print(f"no video: {error}")
+        return False
+    return True
+
+
+def _close(env: gymnasium.Env[Any, Any]) -> None:
+    """Close an environment; what goes wrong is said, and hides nothing that went wrong before."""
+    try:
+        env.close()
+    except Exception as error:
+        print(f"closing the environment failed: {error!r}", file=sys.stderr)
 
 
 def _device(name: str) -> torch.device:
@@ -385,8 +418,9 @@ def run(argv: list[str] | None = None) -> int:
     """Parse, train, finish; the exit status."""
     config = parse(TrainHybridConfig, argv, description=__doc__ or "", presets=PRESETS)
     training = Run(config)
-    training.train()
-    training.finish()
+    with training.interruptible():
+        training.train()
+        training.finish()
     return 0
 
 

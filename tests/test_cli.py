@@ -39,6 +39,12 @@ def test_booleans_and_underscores(argv, expected):
     assert parse(Flags, argv, description="") == expected
 
 
+def test_a_boolean_that_is_neither_is_named():
+    assert plain_booleans(Flags, ["--keep=0", "--action_chunking=yes"]) == ["--no_keep", "--action_chunking"]
+    with pytest.raises(ValueError, match="--keep is 'maybe'; accepted: true, false"):
+        plain_booleans(Flags, ["--keep=maybe"])
+
+
 def test_a_boolean_flag_does_not_swallow_the_next_flag():
     assert plain_booleans(Flags, ["--keep", "--max_steps", "4"]) == ["--keep", "--max_steps", "4"]
 

@@ -29,7 +29,7 @@ def test_a_time_out_is_no_success(toy_arm):
 
 
 def test_stopping_early_keeps_what_there_is(toy_arm):
-    stops = iter([False, False, True])
+    stops = iter([False] * 25 + [True])  # episodes of 11 steps
     assert len(evaluate(toy_arm(), right, 9, seed=0, should_stop=lambda: next(stops)).successes) == 2
     with pytest.raises(ValueError, match="episodes is 0"):
         evaluate(toy_arm(), right, 0, seed=0)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from serl_fast import loop
 from serl_fast.agents.build import build_agent
 from serl_fast.agents.sac import SACConfig
-from serl_fast.engine import Engine, PolicyPublisher, PolicyRunner
+from serl_fast.engine import Engine, NonFiniteLossError, PolicyPublisher, PolicyRunner
 from serl_fast.envs.make import FlatObservations
 from serl_fast.loop import Actor, Learner, run_synchronous, run_threaded
 from serl_fast.replay import ReplayStore
@@ -277,3 +278,63 @@ def test_state_of_the_actor_continues(toy_arm):
 def test_bad_schedules_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         LoopConfig(**settings)
+
+
+def test_an_environment_that_never_returns_does_not_hold_the_run(toy_arm, monkeypatch):
+    release = threading.Event()
+
+    class Hanging(toy_arm):
+        def step(self, action):
+            if self.total == 15:
+                release.wait()
+            return super().step(action)
+
+    monkeypatch.setattr(loop, "ACTOR_PATIENCE", 0.2)
+    rig = Rig(Hanging(), max_steps=10)
+    try:
+        with pytest.raises(RuntimeError, match=r"did not return from its step within 0\.2 s"):
+            run_threaded(rig.actor, rig.learner, rig.stop)
+    finally:
+        release.set()
+    assert len(rig.online) == 15
+
+
+def test_an_actor_that_is_told_to_exit_is_an_error(toy_arm):
+    class Quitting(toy_arm):
+        def step(self, action):
+            raise SystemExit("driver gave up")
+
+    rig = Rig(Quitting())
+    with pytest.raises(RuntimeError, match="the actor ended with SystemExit"):
+        run_threaded(rig.actor, rig.learner, rig.stop)
+
+
+def test_an_action_that_is_not_finite_never_reaches_the_robot(toy_arm):
+    executed = []
+
+    class Watched(toy_arm):
+        def step(self, action):
+            executed.append(action)
+            return super().step(action)
+
+    rig = Rig(Watched(), random_steps=0)
+    with torch.no_grad():
+        rig.engine.agent.networks["actor"].mean.weight.fill_(float("nan"))
+    rig.learner.publish()
+    with pytest.raises(NonFiniteLossError, match="the policy's action is not finite, so it was not executed"):
+        rig.actor.step()
+    assert not executed
+
+
+def test_stopping_needs_no_lock():
+    stop = Stop()
+    stop.set("first")
+    stop.set("second")
+    assert stop.reason == "first"
+    assert vars(stop) == {"reason": "first"}  # a signal handler may interrupt any of its methods
+
+
+def test_data_lost_since_the_last_run_are_waited_for_again(toy_arm):
+    rig = Rig(toy_arm(), training_starts=10)
+    rig.counters.training_started_at = 100  # a resumed run whose stores were not kept
+    assert not rig.learner.ready()

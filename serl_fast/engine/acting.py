@@ -22,7 +22,7 @@ class PolicyRunner:
     """
 
     def __init__(self, agent: Agent, *, seed: int = 0, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device
         networks = nn.ModuleDict({name: agent.networks[name] for name in agent.policy_networks})
         self._networks = copy.deepcopy(networks).to(self.device)
         self._policy = agent.policy

@@ -43,7 +43,7 @@ class Engine:
     ) -> None:
         self.agent = agent
         self.config = config or EngineConfig()
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device  # "cuda" is "cuda:0": batches say which
         self.config.check(self.device)
         agent.networks.to(self.device)
         self.updates = 0
@@ -55,8 +55,9 @@ class Engine:
                 self.adam[name] = AdamState(parameters)
         self._steps: dict[bool, Step] = {}
         self._expected: dict[str, tuple[torch.Size, torch.dtype]] | None = None
-        if self.config.precision == "tf32":
-            torch.set_float32_matmul_precision("high")
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = self.config.precision == "tf32"
+            torch.backends.cudnn.allow_tf32 = self.config.precision == "tf32"
 
     def update(self, batch: Batch, with_actor: bool = True) -> dict[str, Tensor]:
         """Take one gradient step on ``batch``.
@@ -95,8 +96,9 @@ class Engine:
         self.load_state_dict(before)
 
     def finite(self) -> bool:
-        """Whether every weight is a finite number; waits for the device."""
-        return all(bool(torch.isfinite(p).all()) for p in self.agent.networks.parameters())
+        """Whether every weight and Adam moment is a finite number; waits for the device."""
+        moments = [tensor for state in self.adam.values() for tensor in state.tensors()]
+        return all(bool(torch.isfinite(t).all()) for t in (*self.agent.networks.parameters(), *moments))
 
     def act(self, observations: Observations, deterministic: bool = False) -> Tensor:
         """Actions [B, A] for ``observations``: the mode, or a sample from the engine's generator."""
@@ -134,12 +136,13 @@ class Engine:
         self.updates = state["updates"]
 
     def _build(self, with_actor: bool) -> Step:
-        step = build_step(self.agent, self.adam, self._autocast(), with_actor=with_actor)
+        autocast = self._autocast()
         if self.config.execution == "eager":
-            return step
-        # Lets dynamo trace autograd.grad inside the step, which makes the step ONE graph (torch >= 2.11).
+            return build_step(self.agent, self.adam, autocast, with_actor=with_actor)
+        if not can_trace_autograd():
+            return build_step(self.agent, self.adam, autocast, with_actor=with_actor, compile_part=_compile)
         torch._dynamo.config.trace_autograd_ops = True
-        return torch.compile(_with_own_code(step), fullgraph=True, dynamic=False)
+        return _compile(build_step(self.agent, self.adam, autocast, with_actor=with_actor))
 
     def _autocast(self) -> Any:
         if self.config.precision != "bfloat16":
@@ -178,15 +181,26 @@ def check_finite(metrics: dict[str, float], updates: int) -> None:
             )
 
 
-def _with_own_code(function: Any) -> Any:
-    """The same function with a code object of its own.
+def can_trace_autograd() -> bool:
+    """Whether this torch can compile ``autograd.grad`` inside a function, which makes the whole step ONE graph.
 
-    Dynamo counts recompilations per code object, and every engine's step shares one: without this the ninth engine of a
-    process would be refused.
+    An older one compiles the losses; gradients, Adam and target averages stay outside, with the same results.
     """
-    return types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
-    )
+    return hasattr(torch._dynamo.config, "trace_autograd_ops")
+
+
+def _compile(function: Any) -> Any:
+    """Compile a function as one graph for fixed shapes.
+
+    Dynamo counts recompilations per code object, and the steps of all engines share one: without a copy of its own the
+    ninth engine of a process would be refused.
+    """
+    if isinstance(function, types.FunctionType):
+        code, closure = function.__code__.replace(), function.__closure__
+        copied = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+        copied.__kwdefaults__ = function.__kwdefaults__
+        function = copied
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def _describe(entry: tuple[torch.Size, torch.dtype] | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from serl_fast.core import AdamConfig, Agent, Batch, Noise, Objective, TargetUpdate
 
 Step = Callable[[Batch, Noise], dict[str, Tensor]]
+Function = TypeVar("Function")
 
 
 class AdamState:
@@ -66,7 +68,19 @@ def average_targets(networks: nn.ModuleDict, updates: Sequence[TargetUpdate]) ->
             torch._foreach_lerp_([target for target, _ in pairs], [source for _, source in pairs], update.rate)
 
 
-def build_step(agent: Agent, adam: dict[str, AdamState], autocast: torch.autocast, *, with_actor: bool) -> Step:
+def as_it_is(function: Function) -> Function:
+    """Leave a part of the step uncompiled."""
+    return function
+
+
+def build_step(
+    agent: Agent,
+    adam: dict[str, AdamState],
+    autocast: torch.autocast,
+    *,
+    with_actor: bool,
+    compile_part: Callable[[Any], Any] = as_it_is,
+) -> Step:
     """Assemble the step from the agent's objectives.
 
     Order: prepare; critic objectives, their gradients and Adam; with ``with_actor`` the actor objectives against the
@@ -77,18 +91,21 @@ def build_step(agent: Agent, adam: dict[str, AdamState], autocast: torch.autocas
         adam: optimizer state by network name.
         autocast: the precision context of forward passes.
         with_actor: include the actor's objectives.
+        compile_part: applied to the preparation and to every loss, where the whole step can not be compiled as one.
 
     Returns:
         A function (batch, noise) -> metrics, detached scalars named ``<objective>/<metric>``.
     """
     networks = agent.networks
     groups = (agent.critic_step, agent.actor_step) if with_actor else (agent.critic_step,)
+    prepare = compile_part(agent.prepare)
+    losses = {objective.name: compile_part(objective.loss) for group in groups for objective in group}
 
     def minimise(objectives: tuple[Objective, ...], batch: Batch, noise: Noise, metrics: dict[str, Tensor]) -> None:
         sums: dict[str, list[Tensor]] = {}
         for objective in objectives:
             with autocast:
-                loss = objective.loss(networks, batch, noise)
+                loss = losses[objective.name](networks, batch, noise)
             metrics.update({f"{objective.name}/{key}": value for key, value in loss.metrics.items()})
             trained = [name for name in objective.trains if name in adam]
             parameters = [p for name in trained for p in adam[name].parameters]
@@ -104,7 +121,7 @@ def build_step(agent: Agent, adam: dict[str, AdamState], autocast: torch.autocas
     def step(batch: Batch, noise: Noise) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
         with torch.no_grad(), autocast:
-            batch = agent.prepare(networks, batch, noise)
+            batch = prepare(networks, batch, noise)
         for group in groups:
             minimise(group, batch, noise, metrics)
         with torch.no_grad():

@@ -1,6 +1,10 @@
 """Environments as the loop needs them: setup modes, observation layout, construction by id."""
 
-from serl_fast.envs.make import load_operator, make_env
-from serl_fast.envs.setup_modes import SETUP_MODES, SetupMode, SetupModeName
+from serl_fast.errors import require
 
-__all__ = ["SETUP_MODES", "SetupMode", "SetupModeName", "load_operator", "make_env"]
+require("gymnasium", "sim")
+
+from serl_fast.envs.make import executed_action, load_operator, make_env  # noqa: E402
+from serl_fast.envs.setup_modes import SETUP_MODES, SetupMode, SetupModeName  # noqa: E402
+
+__all__ = ["SETUP_MODES", "SetupMode", "SetupModeName", "executed_action", "load_operator", "make_env"]

@@ -42,10 +42,14 @@ def make_env(
         ValueError: unknown id, a missing camera, or an action space of another width.
     """
     env = _build(env_id, image_keys, render_mode)
+    held = setup_mode is not None and _holds_gripper(env, env_id, setup_mode)
+    arms = setup_mode.arms if setup_mode else 0
+    if held:
+        env = HeldGripper(env, arms)
     if operator is not None:
         env = _with_operator(env, operator)
-    if setup_mode is not None:
-        env = _fit_action(env, env_id, setup_mode)
+    if held:
+        env = WithoutGripper(env, arms)
     return FlatObservations(env, image_keys)
 
 
@@ -69,6 +73,14 @@ def load_operator(name: str) -> Operator | None:
     except (ImportError, AttributeError, ValueError) as error:
         accepted = ", ".join(["none", *OPERATORS, "module:callable"])
         raise ValueError(f"operator {name!r} can not be loaded ({error}); accepted: {accepted}") from error
+
+
+def executed_action(intervention: Any, action: np.ndarray) -> np.ndarray:
+    """The operator's action float32 [A], clipped to what the environment executes."""
+    executed = np.asarray(intervention, np.float32)
+    if executed.shape != action.shape:
+        raise ValueError(f'info["intervene_action"] has shape {executed.shape}; the action has shape {action.shape}')
+    return np.clip(executed, -1.0, 1.0)
 
 
 def _build(env_id: str, image_keys: Sequence[str], render_mode: str | None) -> gymnasium.Env[Any, Any]:
@@ -111,7 +123,8 @@ def _with_operator(env: gymnasium.Env[Any, Any], operator: Operator) -> gymnasiu
     return wrapped
 
 
-def _fit_action(env: gymnasium.Env[Any, Any], env_id: str, mode: SetupMode) -> gymnasium.Env[Any, Any]:
+def _holds_gripper(env: gymnasium.Env[Any, Any], env_id: str, mode: SetupMode) -> bool:
+    """Check the action space against the mode; whether grippers are there that the mode holds still."""
     space = env.action_space
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
         raise ValueError(f"{env_id} has action space {space}; a Box of one axis is needed")
@@ -122,17 +135,31 @@ def _fit_action(env: gymnasium.Env[Any, Any], env_id: str, mode: SetupMode) -> g
         )
     width = space.shape[0]
     if width == mode.action_dim:
-        return env
+        return False
     if not mode.learned_gripper and width == (ARM_DIM + 1) * mode.arms:
-        return FixedGripper(env, mode.arms)
+        return True
     raise ValueError(
         f"{env_id} takes actions of width {width}; setup mode {mode.name!r} needs {mode.action_dim}"
         + ("" if mode.learned_gripper else f" (or {(ARM_DIM + 1) * mode.arms}, gripper held still)")
     )
 
 
-class FixedGripper(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Hold every gripper still: the policy sees six numbers per arm, the environment gets a seventh, 0."""
+class HeldGripper(gymnasium.ActionWrapper[Any, Any, Any]):
+    """Hold every gripper still, whoever acts: its command is replaced by 0. Stands inside an operator's wrapper."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], arms: int) -> None:
+        super().__init__(env)
+        self._arms = arms
+
+    def action(self, action: Any) -> np.ndarray:
+        """The action with zero gripper commands."""
+        held = np.array(action, np.float32).reshape(self._arms, ARM_DIM + 1)
+        held[:, ARM_DIM] = 0.0
+        return held.ravel()
+
+
+class WithoutGripper(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Six numbers per arm outside, seven inside: what a policy that commands no gripper sees."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], arms: int) -> None:
         super().__init__(env)
@@ -140,7 +167,7 @@ class FixedGripper(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.action_space = spaces.Box(-1.0, 1.0, (ARM_DIM * arms,), np.float32)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Add the zero gripper commands; an operator's action is returned without its own."""
+        """Add zero gripper commands; an operator's action is returned without its own."""
         arms = np.asarray(action, np.float32).reshape(self._arms, ARM_DIM)
         full = np.concatenate([arms, np.zeros((self._arms, 1), np.float32)], axis=1)
         observation, reward, terminated, truncated, info = self.env.step(full.ravel())

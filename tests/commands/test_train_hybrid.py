@@ -45,6 +45,20 @@ def mistake(run, argv: list[str], capsys) -> str:
     return re.sub(r"[\s│╭╮╰╯─]+", " ", capsys.readouterr().err)
 
 
+def require_graphics() -> None:
+    """Skip a test that needs rendered images of the simulation where there is no OpenGL."""
+    from serl_robots.sim.rendering import choose_backend
+
+    env = train_hybrid.make_env("serl_robots/Reach-v0", render_mode="rgb_array")
+    env.reset()
+    try:
+        env.render()
+    except RuntimeError as error:
+        pytest.skip(f"no OpenGL ({choose_backend()}): {error}")
+    finally:
+        env.close()
+
+
 def columns(run: Path) -> dict[str, list[str]]:
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -52,6 +66,7 @@ def columns(run: Path) -> dict[str, list[str]]:
 
 
 def test_a_whole_run_leaves_everything_behind(demos, tmp_path, capsys):
+    require_graphics()
     run = tmp_path / "run"
     flags = ["--demo_paths", str(demos), "--operator", "scripted", "--save_dir", str(run), "--cta_ratio", "4"]
     assert (
@@ -80,6 +95,7 @@ def test_a_whole_run_leaves_everything_behind(demos, tmp_path, capsys):
 
 
 def test_the_final_model_is_evaluated_by_its_own_command(demos, tmp_path, capsys):
+    require_graphics()
     run = tmp_path / "run"
     train_hybrid.run([*TINY, "--demo_paths", str(demos), "--save_dir", str(run), "--preset", "quick"])
     video = tmp_path / "v.mp4"
@@ -115,6 +131,10 @@ def test_a_fixed_gripper_mode_holds_a_commanded_gripper_still(tmp_path, demos):
     flags = ["--setup_mode", "single-arm-fixed-gripper", "--operator", "scripted", "--save_dir", str(tmp_path)]
     assert train_hybrid.run([*TINY, *flags, "--env", "serl_robots:serl_robots/PickCube-v0"]) == 0
     assert load_checkpoint(tmp_path / "final_model.pth")["agent"]["action_dim"] == 6
+    batch = ReplayStore.load(tmp_path / "replay_40" / "online.npz")
+    openings = batch.batch_at(np.arange(len(batch)))["next_observations"]["state"][:, 0]
+    assert len(ReplayStore.load(tmp_path / "replay_40" / "demonstrations.npz"))  # the operator acted,
+    assert openings.min() > 0.9  # and could not close the gripper either
 
 
 def test_reach_with_a_fixed_gripper(tmp_path):
@@ -122,6 +142,35 @@ def test_reach_with_a_fixed_gripper(tmp_path):
     flags = ["--env", "serl_robots/Reach-v0", "--setup_mode", "single-arm-fixed-gripper"]
     record_demos.run([*flags, "--num_demos", "2", "--noise", "0", "--output", str(demo)])
     assert train_hybrid.run([*TINY, *flags, "--demo_paths", str(demo), "--save_dir", str(tmp_path / "run")]) == 0
+
+
+def test_images_of_the_simulation_train_in_two_threads(tmp_path):
+    """The actor's thread renders first and this one afterwards, for the final evaluation and its video."""
+    require_graphics()
+    flags = ["--env", "serl_robots/Reach-v0", "--setup_mode", "single-arm-fixed-gripper", "--image_keys", "front"]
+    small = ["--max_steps=2", "--batch_size=2", "--training_starts=4", "--random_steps=4", "--eval_interval=1"]
+    run = tmp_path / "run"
+    assert train_hybrid.run([*TINY, *flags, *small, "--final_eval_episodes=1", "--save_dir", str(run)]) == 0
+    assert (run / "rollout.mp4").exists()
+
+
+def test_flags_of_the_agent_reach_it(tmp_path):
+    flags = ["--target_entropy=-2.5", "--temperature_init=0.5", "--target_update_rate=0.01", "--no_normalize_state"]
+    train_hybrid.run([*TINY, *flags, "--env", "toy/Arm-v0", "--save_dir", str(tmp_path), "--eval_interval=0"])
+    settings = load_checkpoint(tmp_path / "final_model.pth")["agent"]["config"]
+    assert settings["target_entropy"] == -2.5
+    assert settings["initial_temperature"] == 0.5
+    assert settings["target_update_rate"] == 0.01
+
+
+def test_states_are_normalised_by_the_demonstrations(demos, tmp_path):
+    states = np.array([t["observations"]["state"] for t in load_demonstrations(demos)])
+    for flag, mean in (("--normalize_state", states.mean(0)), ("--no_normalize_state", np.zeros(21))):
+        run = tmp_path / flag
+        quiet = ["--demo_paths", str(demos), "--eval_interval=0", "--final_eval_episodes=0", flag]
+        train_hybrid.run([*TINY, *quiet, "--save_dir", str(run)])
+        networks = load_checkpoint(run / "final_model.pth")["networks"]
+        np.testing.assert_allclose(networks["encoder.normalizer.mean"], mean, rtol=1e-4, atol=1e-6)
 
 
 def test_images_and_state_train_together(tmp_path, toy_arm):
@@ -285,6 +334,21 @@ def test_an_environment_that_does_not_render_is_not_filmed(tmp_path, capsys, toy
         evaluate.run([*checkpoint, "--video", str(tmp_path / "v.mp4")])
 
 
+def test_a_missing_graphics_library_costs_the_video_alone(tmp_path, capsys, toy_arm):
+    import gymnasium
+
+    class Blind(toy_arm):
+        def render(self):
+            raise RuntimeError("no OpenGL for images")
+
+    if "toy/Blind-v0" not in gymnasium.registry:
+        gymnasium.register("toy/Blind-v0", entry_point=Blind)
+    assert train_hybrid.run([*TINY, "--env", "toy/Blind-v0", "--save_dir", str(tmp_path), "--eval_interval=0"]) == 0
+    printed = capsys.readouterr().out
+    assert "no video: no OpenGL for images" in printed
+    assert "success rate over 2 fresh episodes" in printed
+
+
 def test_a_robot_is_built_once_when_nothing_is_evaluated(tmp_path, toy_arm):
     import gymnasium
 
@@ -311,6 +375,32 @@ def test_the_pretrained_trunk_is_loaded_or_its_absence_said(tmp_path, capsys, mo
     (tmp_path / ".serl" / "resnet10_params.pkl").write_bytes(pickle.dumps({"conv_init": {}}))
     with pytest.raises(ValueError, match="conv_init"):
         train_hybrid.load_pretrained(encoder, None)
+
+
+def test_weights_are_saved_where_the_stores_do_not_fit(tmp_path, monkeypatch):
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ReplayStore, "save", full)
+    with pytest.raises(RuntimeError, match=r"No space left.*the weights alone are in .*checkpoint_40\.pth") as error:
+        train_hybrid.run(
+            [*TINY, "--env", "toy/Arm-v0", "--save_dir", str(tmp_path), "--eval_interval=0", "--save_interval=0"]
+        )
+    assert isinstance(error.value.__cause__, OSError)
+    assert load_checkpoint(tmp_path / "checkpoint_40.pth")["updates"] == 40
+
+
+def test_an_interrupt_during_the_final_evaluation_still_ends_well(tmp_path, monkeypatch, capsys):
+    evaluate_ = train_hybrid.evaluate
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        return evaluate_(*arguments, **options)
+
+    monkeypatch.setattr(train_hybrid, "evaluate", interrupted)
+    assert train_hybrid.run([*TINY, "--env", "toy/Arm-v0", "--save_dir", str(tmp_path), "--eval_interval=0"]) == 0
+    assert (tmp_path / "success.png").exists()
+    assert "success rate over" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -428,6 +518,34 @@ def test_recorded_demonstrations_succeed_and_keep_the_executed_action(demos, tmp
     actions = np.array([t["actions"] for t in load_demonstrations(other)])
     assert (actions == 0).all(axis=1).any()  # nobody acted until the operator did
     assert (actions != 0).any()
+
+
+def test_demonstrations_are_kept_whatever_ends_the_recording(tmp_path, toy_arm):
+    import gymnasium
+
+    class Eager(toy_arm):
+        """Succeeds with an operator who asks for more than the arm can do, and fails in the third episode."""
+
+        def step(self, action):
+            if self.episode == 3:
+                raise KeyboardInterrupt
+            *rest, info = super().step(np.ones_like(action))
+            return *rest, info | {"intervene_action": 1.2 * np.ones_like(action)}
+
+    if "toy/Eager-v0" not in gymnasium.registry:
+        gymnasium.register("toy/Eager-v0", entry_point=Eager)
+    output = tmp_path / "kept.pkl"
+    with pytest.raises(KeyboardInterrupt):
+        record_demos.run(["--env", "toy/Eager-v0", "--operator", "none", "--output", str(output), "--num_demos", "5"])
+    transitions = load_demonstrations(output)
+    assert sum(t["terminated"] for t in transitions) == 2
+    assert max(t["actions"].max() for t in transitions) == 1.0  # what was executed
+
+
+def test_a_fixed_gripper_is_recorded_with_six_numbers(tmp_path):
+    flags = ["--setup_mode", "single-arm-fixed-gripper", "--num_demos=1", "--max_episodes=1"]
+    with pytest.raises(ValueError, match="0 of 1 episodes succeeded"):  # the cube can not be picked without closing
+        record_demos.run([*flags, "--output", str(tmp_path / "x.pkl")])
 
 
 def test_recording_that_never_succeeds_says_so(tmp_path, capsys):

@@ -98,6 +98,12 @@ def test_wrong_shape_dtype_and_field_are_named():
         engine.update({"actions": torch.zeros(4, 1, device="meta")})
 
 
+def test_a_device_is_the_same_with_and_without_its_index():
+    engine = Engine(quadratic_agent(), device="cpu:0")  # as "cuda" and "cuda:0"
+    engine.update(BATCH)
+    assert engine.device == BATCH["actions"].device
+
+
 def test_state_continues_exactly():
     first, second = Engine(quadratic_agent(), seed=3), Engine(quadratic_agent(), seed=9)
     for _ in range(3):

@@ -6,7 +6,7 @@ import pytest
 from gymnasium import spaces
 
 from serl_fast.envs import SETUP_MODES, load_operator, make_env
-from serl_fast.envs.make import FixedGripper, FlatObservations
+from serl_fast.envs.make import FlatObservations, HeldGripper, WithoutGripper
 
 
 class Fixed(gymnasium.Env):
@@ -78,10 +78,12 @@ def test_what_can_not_be_observed_is_named():
 
 def test_a_fixed_gripper_adds_and_removes_the_command():
     inner = Fixed(box(3), np.zeros(3))
-    env = FixedGripper(inner, arms=1)
+    env = WithoutGripper(HeldGripper(inner, arms=1), arms=1)
     assert env.action_space.shape == (6,)
     *_, info = env.step(np.full(6, 0.5, np.float32))
     assert inner.executed.tolist() == [0.5] * 6 + [0.0]
+    HeldGripper(inner, arms=1).step(np.ones(7, np.float32))
+    assert inner.executed.tolist() == [1.0] * 6 + [0.0]
     np.testing.assert_allclose(info["intervene_action"], np.arange(6) / 10)
 
 

@@ -10,6 +10,8 @@ import importlib
 import os
 import platform
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -75,9 +77,30 @@ def _context_class() -> Any:
     return context_class
 
 
-def _free(context: Any, renderer: Any) -> None:
+@contextmanager
+def _current(context: Any) -> Iterator[None]:
+    """Use a context, and detach it from this thread afterwards: another thread may use it next."""
     context.make_current()
-    renderer.free()
+    try:
+        yield
+    finally:
+        _detach()
+
+
+def _detach() -> None:
+    name = choose_backend()
+    if name == "egl":
+        egl, module = importlib.import_module("OpenGL.EGL"), importlib.import_module("mujoco.egl")
+        egl.eglMakeCurrent(module.EGL_DISPLAY, egl.EGL_NO_SURFACE, egl.EGL_NO_SURFACE, egl.EGL_NO_CONTEXT)
+    elif name == "osmesa":
+        importlib.import_module("OpenGL.osmesa").OSMesaMakeCurrent(None, None, 0x1406, 0, 0)  # GL_FLOAT
+    elif name == "glfw":
+        importlib.import_module("glfw").make_context_current(None)
+
+
+def _free(context: Any, renderer: Any) -> None:
+    with _current(context):
+        renderer.free()
     context.free()
 
 
@@ -97,7 +120,6 @@ class Camera:
         """
         self._model = model
         self._context = _context_class()(width, height)
-        self._context.make_current()
         self._scene = mujoco.MjvScene(model, maxgeom=200)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
@@ -105,8 +127,9 @@ class Camera:
         self._options.sitegroup[:] = 0  # sites are for the controller, not for the eye
         self._view = mujoco.MjvCamera()
         self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._renderer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._renderer)
+        with _current(self._context):
+            self._renderer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._renderer)
         # Also at exit, while the OpenGL module can still be used.
         self._free = weakref.finalize(self, _free, self._context, self._renderer)
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
@@ -114,12 +137,12 @@ class Camera:
 
     def render(self, data: Any, camera: str) -> NDArray[np.uint8]:
         """The image [height, width, 3] RGB of the scene's camera of this name."""
-        self._context.make_current()
         self._view.fixedcamid = self._model.camera(camera).id
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateScene(self._model, data, self._options, None, self._view, everything, self._scene)
-        mujoco.mjr_render(self._rectangle, self._scene, self._renderer)
-        mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._renderer)
+        with _current(self._context):
+            mujoco.mjr_render(self._rectangle, self._scene, self._renderer)
+            mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._renderer)
         return np.ascontiguousarray(self._pixels[::-1])  # OpenGL's first row is the lowest
 
     def close(self) -> None:
