@@ -38,7 +38,7 @@ COLUMNS = (
     "updates",
     "updates/s, median",
     "steps by the operator, first quarter",
-    "last quarter",
+    "last 20 episodes",
 )
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
@@ -54,7 +54,7 @@ def row(run: Path) -> str:
 
     rate, steps = present("environment/episode/intervention_steps"), present("environment/episode/l")
     quarter = max(len(rate) // 4, 1)
-    first, last = rate[:quarter].sum() / steps[:quarter].sum(), rate[-quarter:].sum() / steps[-quarter:].sum()
+    first, last = rate[:quarter].sum() / steps[:quarter].sum(), rate[-20:].sum() / steps[-20:].sum()
     learning = metrics["time"][np.isnan(metrics["final_evaluation/success_rate"])].max()
     return (
         f"| {config['seed']} | {present('final_evaluation/success_rate')[-1]:.0%} | {learning:.0f} "
