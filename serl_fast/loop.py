@@ -17,7 +17,7 @@ import numpy as np
 
 from serl_fast.data.batches import BatchReader
 from serl_fast.engine import Engine, NonFiniteLossError, PolicyPublisher, PolicyRunner, PolicySnapshot, check_finite
-from serl_fast.envs import executed_action
+from serl_fast.envs import executed_action, make_transition
 from serl_fast.evaluation import EvaluationResult, evaluate, succeeded
 from serl_fast.replay import Mixture, ReplayStore
 from serl_fast.schedule import Counters, LoopConfig, Stop
@@ -108,19 +108,12 @@ class Actor:
         action = self._choose(episode.observation)
         if not np.isfinite(action).all():
             raise NonFiniteLossError(f"the policy's action is not finite, so it was not executed: {action}")
-        following, reward, terminated, truncated, info = self.env.step(action)
+        step = self.env.step(action)
+        following, reward, terminated, truncated, info = step
         intervened = "intervene_action" in info
         if intervened:
             action = executed_action(info["intervene_action"], action)
-        transition = {
-            "observations": episode.observation,
-            "actions": action,
-            "next_observations": following,
-            "rewards": np.float32(reward),
-            "terminated": bool(terminated),
-            "truncated": bool(truncated),
-            "grasp_penalty": np.float32(info.get("grasp_penalty", 0.0)),
-        }
+        transition = make_transition(episode.observation, action, step)
         self.online.append(transition, continues=episode.length > 0)
         if intervened:
             # Operators come and go: a segment continues only the segment of the step just before.

@@ -16,7 +16,7 @@ import numpy as np
 
 from serl_fast.cli import main, parse
 from serl_fast.data.demonstrations import save_demonstrations
-from serl_fast.envs import SETUP_MODES, SetupModeName, executed_action, load_operator, make_env
+from serl_fast.envs import SETUP_MODES, SetupModeName, executed_action, load_operator, make_env, make_transition
 from serl_fast.envs.make import Operator
 from serl_fast.errors import require
 from serl_fast.evaluation import succeeded
@@ -112,19 +112,10 @@ def _episode(env: gymnasium.Env[Any, Any], seed: int) -> tuple[list[dict[str, An
     success = done = False
     still = np.zeros(env.action_space.shape or (), np.float32)
     while not done:
-        following, reward, terminated, truncated, info = env.step(still)
+        step = env.step(still)
+        following, reward, terminated, truncated, info = step
         action = executed_action(info["intervene_action"], still) if "intervene_action" in info else still
-        transitions.append(
-            {
-                "observations": observation,
-                "actions": action,
-                "next_observations": following,
-                "rewards": np.float32(reward),
-                "terminated": bool(terminated),
-                "truncated": bool(truncated),
-                "grasp_penalty": np.float32(info.get("grasp_penalty", 0.0)),
-            }
-        )
+        transitions.append(make_transition(observation, action, step))
         success = success or succeeded(float(reward), bool(terminated), info)
         done = bool(terminated or truncated)
         observation = following

@@ -75,14 +75,6 @@ def load_operator(name: str) -> Operator | None:
         raise ValueError(f"operator {name!r} can not be loaded ({error}); accepted: {accepted}") from error
 
 
-def executed_action(intervention: Any, action: np.ndarray) -> np.ndarray:
-    """The operator's action float32 [A], clipped to what the environment executes."""
-    executed = np.asarray(intervention, np.float32)
-    if executed.shape != action.shape:
-        raise ValueError(f'info["intervene_action"] has shape {executed.shape}; the action has shape {action.shape}')
-    return np.clip(executed, -1.0, 1.0)
-
-
 def _build(env_id: str, image_keys: Sequence[str], render_mode: str | None) -> gymnasium.Env[Any, Any]:
     kwargs: dict[str, Any] = {}
     module, _, name = env_id.rpartition(":")
