@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,23 +60,38 @@ def save_stores(directory: Path, step: int, stores: Mapping[str, Storable]) -> P
 
 
 def save_run(directory: Path, step: int, content: dict[str, Any], stores: Mapping[str, Storable]) -> Path:
-    """Write stores, then the checkpoint that belongs to them, and only then remove older stores.
+    """Write stores, then the checkpoint that belongs to them, and only then remove the stores these replace.
 
     Args:
         directory: the run's folder.
         step: gradient steps so far; names the files.
         content: see :func:`save_checkpoint`.
-        stores: replay stores by name; none for a checkpoint alone.
+        stores: replay stores by name; none for a checkpoint alone, which removes nothing.
 
     Returns:
         ``checkpoint_<step>.pth``.
     """
     kept = save_stores(directory, step, stores) if stores else None
     path = save_checkpoint(directory / f"checkpoint_{step}.pth", content)
-    for older in directory.glob("replay_*"):
-        if older != kept:
-            shutil.rmtree(older)
+    if kept is not None:
+        for older in directory.glob("replay_*"):
+            if older != kept:
+                shutil.rmtree(older)
     return path
+
+
+def newest_stores(directory: Path, names: Iterable[str]) -> Path | None:
+    """The ``replay_<step>`` folder with the highest step that holds every store, or None.
+
+    After a failure it may be newer than the last good checkpoint, or older than one whose stores did not fit on the
+    disk: data are never left behind for want of a matching checkpoint.
+    """
+    found = {}
+    for path in directory.glob("replay_*"):
+        match = re.fullmatch(r"replay_(\d+)", path.name)
+        if match and all((path / f"{name}.npz").is_file() for name in names):
+            found[int(match[1])] = path
+    return found[max(found)] if found else None
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

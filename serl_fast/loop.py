@@ -244,8 +244,8 @@ class Learner:
     def actor_may_step(self) -> bool:
         """Whether the actor may go on without the UTD ratio falling below ``min_utd_ratio``."""
         least, started = self.config.min_utd_ratio, self.counters.training_started_at
-        if least is None or started is None:
-            return True
+        if least is None or started is None or len(self.online) < self.config.training_starts:
+            return True  # the learner is waiting for data
         ahead = (self.counters.environment_steps - started) * least - self.counters.updates
         return ahead < max(self.config.steps_per_update, least)
 

@@ -22,7 +22,14 @@ import torch
 
 from serl_fast.agents.build import build_agent
 from serl_fast.agents.sac import encoder_of, normalize_states
-from serl_fast.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_run, save_stores
+from serl_fast.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    newest_stores,
+    save_checkpoint,
+    save_run,
+    save_stores,
+)
 from serl_fast.cli import main, parse
 from serl_fast.core import Agent
 from serl_fast.data.demonstrations import demonstrations_to_store, load_demonstrations
@@ -211,13 +218,17 @@ class Run:
     def _salvage(self) -> str:
         """After a failure: save what can be saved, and say what was."""
         step, kept = self.counters.updates, f"older checkpoints in {self.directory} stay"
+        finite = False
         try:
-            if self.engine.finite():
+            finite = self.engine.finite()
+            if finite:
                 return f"everything up to here is in {self.save()}"
             folder = save_stores(self.directory, step, self._stores_by_name())
             return f"the weights are not finite and were not saved; the data are in {folder}, {kept}"
         except Exception as error:
             said = f"saving failed as well: {error}; {kept}"
+        if not finite:
+            return said
         try:  # the weights are small and may still fit where the stores did not
             path = save_checkpoint(self.directory / f"checkpoint_{step}.pth", self._content())
             return f"{said}; the weights alone are in {path}"
@@ -270,10 +281,11 @@ class Run:
         """The stores of demonstrations and of online data, in this order."""
         config = self.config
         if checkpoint is not None:
-            folder = self.directory / f"replay_{checkpoint['updates']}"
-            if folder.is_dir():
+            folder = newest_stores(self.directory, ("demonstrations", "online"))
+            if folder is not None:
+                print(f"replay stores from {folder}")
                 return ReplayStore.load(folder / "demonstrations.npz"), ReplayStore.load(folder / "online.npz")
-            print(f"{folder} is not there: starting from the demonstrations, with an empty online store")
+            print(f"no stores in {self.directory}: starting from the demonstrations, with an empty online store")
         example = _example_transition(self.env)
         capacity = config.replay_buffer_capacity
         demonstrations = ReplayStore.from_example(example, capacity, seed=self.store_seeds[0])

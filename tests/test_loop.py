@@ -338,3 +338,9 @@ def test_data_lost_since_the_last_run_are_waited_for_again(toy_arm):
     rig = Rig(toy_arm(), training_starts=10)
     rig.counters.training_started_at = 100  # a resumed run whose stores were not kept
     assert not rig.learner.ready()
+
+
+def test_a_learner_that_waits_for_data_never_holds_the_actor(toy_arm):
+    rig = Rig(toy_arm(), training_starts=10, min_utd_ratio=1.0)
+    rig.counters.training_started_at, rig.counters.environment_steps = 0, 1000  # resumed, far ahead, nothing stored
+    assert rig.learner.actor_may_step()

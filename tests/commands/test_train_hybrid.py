@@ -291,7 +291,11 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, monkeypat
     assert good["updates"] == 20
     assert all(torch.isfinite(t).all() for t in good["networks"].values())
     assert len(ReplayStore.load(tmp_path / "replay_20" / "online.npz")) > 0  # what the good checkpoint resumes with
-    assert len(ReplayStore.load(tmp_path / "replay_35" / "online.npz")) > 0  # and everything up to the failure
+    newest = ReplayStore.load(tmp_path / "replay_35" / "online.npz")  # and everything up to the failure
+    monkeypatch.undo()
+    assert train_hybrid.run([*TINY, *flags, "--resume", "--final_eval_episodes=0"]) == 0
+    online = ReplayStore.load(tmp_path / "replay_40" / "online.npz")
+    assert online.appended > newest.appended  # resuming lost none of it
 
 
 def test_an_environment_that_returns_nan_is_named_and_what_came_before_is_kept(tmp_path, toy_arm):
@@ -388,6 +392,26 @@ def test_weights_are_saved_where_the_stores_do_not_fit(tmp_path, monkeypatch):
         )
     assert isinstance(error.value.__cause__, OSError)
     assert load_checkpoint(tmp_path / "checkpoint_40.pth")["updates"] == 40
+
+
+def test_weights_that_are_not_finite_are_not_saved_even_where_the_stores_do_not_fit(tmp_path, monkeypatch):
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ReplayStore, "save", full)
+    monkeypatch.setattr(train_hybrid.Engine, "finite", lambda self: False)
+    flags = ["--env", "toy/Arm-v0", "--save_dir", str(tmp_path), "--eval_interval=0", "--save_interval=0"]
+    with pytest.raises(RuntimeError, match="saving failed as well"):
+        train_hybrid.run([*TINY, *flags])
+    assert not list(tmp_path.glob("checkpoint_*"))
+
+
+def test_resuming_without_saving_stores_keeps_those_that_are_there(tmp_path):
+    flags = ["--env", "toy/Arm-v0", "--save_dir", str(tmp_path), "--eval_interval=0", "--final_eval_episodes=0"]
+    train_hybrid.run([*TINY, *flags])
+    train_hybrid.run([*TINY, *flags, "--resume", "--no_save_replay", "--max_steps=60"])
+    assert (tmp_path / "checkpoint_60.pth").exists()
+    assert len(ReplayStore.load(tmp_path / "replay_40" / "online.npz")) > 0
 
 
 def test_an_interrupt_during_the_final_evaluation_still_ends_well(tmp_path, monkeypatch, capsys):
