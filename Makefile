@@ -17,7 +17,7 @@ DEMOS  := runs/demonstrations/$(notdir $(ENV))_20$(subst $(empty) ,,$(addprefix 
 CAMERA_FLAGS := $(if $(IMAGE_KEYS),--image_keys $(IMAGE_KEYS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format type test-cpp sanitize bench clean
+.PHONY: help setup train test nightly lint format type test-cpp sanitize bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,10 @@ train: $(READY) ## record 20 demonstrations, then train on PickCube (SEED=0, IMA
 test: $(READY) test-cpp ## run every test: native, then Python
 	$(BIN)/python -m pytest
 
+nightly: $(READY) test-cpp ## 10 000 property programs and stress tests of a minute each (about 10 minutes)
+	$(BIN)/python -m pytest -m nightly tests/replay
+	build/native/csrc/tests/store_threads_test 60
+
 lint: $(READY) ## ruff, mypy, import contracts, clang-format, through pre-commit
 	$(BIN)/pre-commit run --all-files
 
@@ -53,7 +57,7 @@ type: $(READY) ## mypy alone
 
 CMAKE  := $(BIN)/cmake
 CTEST  := $(BIN)/ctest
-NATIVE_FLAGS := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DSERL_FAST_BUILD_PYTHON=OFF -DSERL_FAST_BUILD_TESTS=ON
+NATIVE_FLAGS := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DSERL_FAST_BUILD_PYTHON=OFF -DSERL_FAST_BUILD_TESTS=ON -DSERL_FAST_INSTALL=ON
 
 test-cpp: $(READY) ## native unit tests
 	$(CMAKE) -S . -B build/native $(NATIVE_FLAGS) -DCMAKE_BUILD_TYPE=Release

@@ -17,8 +17,8 @@ FORMAT_VERSION = 1
 class Storable(Protocol):
     """What is needed of a replay store here."""
 
-    def save(self, path: Path) -> None:
-        """Write everything to ``path``, whole or not at all."""
+    def snapshot(self, path: Path) -> None:
+        """Make the folder ``path`` hold everything, whole or not at all."""
 
 
 class CheckpointError(ValueError):
@@ -51,11 +51,11 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> Path:
 
 
 def save_stores(directory: Path, step: int, stores: Mapping[str, Storable]) -> Path:
-    """Write replay stores to ``directory/replay_<step>/<name>.npz``; returns the folder."""
+    """Write replay stores to ``directory/replay_<step>/<name>``; returns the folder."""
     folder = directory / f"replay_{step}"
     folder.mkdir(parents=True, exist_ok=True)
     for name, store in stores.items():
-        store.save(folder / f"{name}.npz")
+        store.snapshot(folder / name)
     return folder
 
 
@@ -89,7 +89,7 @@ def newest_stores(directory: Path, names: Iterable[str]) -> Path | None:
     found = {}
     for path in directory.glob("replay_*"):
         match = re.fullmatch(r"replay_(\d+)", path.name)
-        if match and all((path / f"{name}.npz").is_file() for name in names):
+        if match and all((path / name / "header").is_file() for name in names):
             found[int(match[1])] = path
     return found[max(found)] if found else None
 

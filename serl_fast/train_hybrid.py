@@ -284,7 +284,7 @@ class Run:
             folder = newest_stores(self.directory, ("demonstrations", "online"))
             if folder is not None:
                 print(f"replay stores from {folder}")
-                return ReplayStore.load(folder / "demonstrations.npz"), ReplayStore.load(folder / "online.npz")
+                return ReplayStore.load(folder / "demonstrations"), ReplayStore.load(folder / "online")
             print(f"no stores in {self.directory}: starting from the demonstrations, with an empty online store")
         example = _example_transition(self.env)
         capacity = config.replay_buffer_capacity

@@ -1,11 +1,14 @@
 #include "convert.h"
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
 #include <string>
 #include <utility>
+
+#include "serl_fast/error.h"
 
 namespace serl_fast::bindings {
 namespace {
@@ -25,25 +28,24 @@ char kind_of(Dtype dtype) {
   }
 }
 
+// NumPy's one object for each native type: most arrays carry it, so that a comparison of pointers is enough.
+PyObject* native_descr(Dtype dtype) {
+  static const auto descrs = [] {
+    std::array<PyObject*, 5> made{};
+    for (const Dtype each : {Dtype::kUint8, Dtype::kInt32, Dtype::kInt64, Dtype::kFloat32, Dtype::kBool}) {
+      made.at(static_cast<std::size_t>(each)) = py::dtype(std::string(name_of(each))).release().ptr();
+    }
+    return made;
+  }();
+  return descrs.at(static_cast<std::size_t>(dtype));
+}
+
 // Kind and size instead of the type number: int64 has two numbers on some platforms.
 bool has_dtype(const py::array& array, Dtype dtype) {
   const py::dtype given = array.dtype();
   const char order = given.byteorder();
   return given.kind() == kind_of(dtype) && static_cast<std::size_t>(given.itemsize()) == size_of(dtype) &&
          (order == '=' || order == '|');
-}
-
-// Whether the axes are [rows,] [stack,] shape…; `rows` only where it is given.
-bool has_shape(const py::array& array, const Field& field, std::optional<std::size_t> rows) {
-  const std::size_t leading = (rows ? 1U : 0U) + (field.stack > 1 ? 1U : 0U);
-  if (static_cast<std::size_t>(array.ndim()) != leading + field.shape.size()) return false;
-  const py::ssize_t* lengths = array.shape();
-  if (rows && static_cast<std::size_t>(*lengths++) != *rows) return false;
-  if (field.stack > 1 && static_cast<std::size_t>(*lengths++) != field.stack) return false;
-  for (const std::size_t length : field.shape) {
-    if (static_cast<std::size_t>(*lengths++) != length) return false;
-  }
-  return true;
 }
 
 bool is_c_order(const py::array& array) { return (array.flags() & py::array::c_style) != 0; }
@@ -54,7 +56,55 @@ bool put(std::uint64_t& number, T value) {
   return true;
 }
 
-// A Python bool, int or float without loss; false leaves it to the caller to convert or to complain.
+}  // namespace
+
+std::byte* fast_data(PyObject* value, const ArrayForm& form, std::optional<std::size_t> rows) {
+  if (!py::isinstance<py::array>(value)) return nullptr;
+  const auto* array = py::detail::array_proxy(value);
+  if (array->descr != native_descr(form.dtype) &&
+      !has_dtype(py::reinterpret_borrow<py::array>(value), form.dtype)) {
+    return nullptr;
+  }
+  const std::size_t leading = rows ? 1 : 0;
+  if (static_cast<std::size_t>(array->nd) != leading + form.shape.size()) return nullptr;
+  const Py_intptr_t* lengths = array->dimensions;
+  if (rows && static_cast<std::size_t>(*lengths++) != *rows) return nullptr;
+  for (const std::size_t length : form.shape) {
+    if (static_cast<std::size_t>(*lengths++) != length) return nullptr;
+  }
+  if ((array->flags & py::array::c_style) == 0) return nullptr;
+  return reinterpret_cast<std::byte*>(array->data);
+}
+
+std::byte* rows_of(py::handle value, const ArrayForm& form, std::size_t rows, bool writable) {
+  const std::string name = "field '" + form.name + "'";
+  if (!py::isinstance<py::array>(value)) throw py::type_error(name + " must be a NumPy array");
+  const auto array = py::reinterpret_borrow<py::array>(value);
+  if (!has_dtype(array, form.dtype)) {
+    throw py::type_error(name + " has dtype " + std::string(py::str(array.dtype())) + "; the store holds " +
+                         std::string(name_of(form.dtype)));
+  }
+  std::byte* data = fast_data(value.ptr(), form, rows);
+  if (data == nullptr) {
+    if (!is_c_order(array) && array.ndim() == static_cast<py::ssize_t>(form.shape.size() + 1)) {
+      throw py::value_error(name + " is not C-contiguous");
+    }
+    std::vector<std::size_t> wanted = form.shape;
+    wanted.insert(wanted.begin(), rows);
+    const std::vector<std::size_t> given(array.shape(), array.shape() + array.ndim());
+    throw py::value_error(name + " has shape " + shape_text(given) + "; it must be " + shape_text(wanted));
+  }
+  if (writable && !array.writeable()) throw py::value_error(name + " is read-only");
+  return data;
+}
+
+std::size_t leading_axis(py::handle value, const std::string& name) {
+  if (!py::isinstance<py::array>(value) || py::reinterpret_borrow<py::array>(value).ndim() == 0) {
+    throw py::type_error("field '" + name + "' must be a NumPy array with a leading batch axis");
+  }
+  return static_cast<std::size_t>(py::reinterpret_borrow<py::array>(value).shape(0));
+}
+
 bool put_number(std::uint64_t& number, Dtype dtype, py::handle value) {
   if (PyBool_Check(value.ptr())) {
     return dtype == Dtype::kBool && put(number, static_cast<std::uint8_t>(value.ptr() == Py_True));
@@ -82,39 +132,46 @@ bool put_number(std::uint64_t& number, Dtype dtype, py::handle value) {
   }
 }
 
-}  // namespace
-
-bool Row::take(std::size_t index, const Field& field, py::handle value) {
-  if (py::isinstance<py::array>(value)) {
-    const auto array = py::reinterpret_borrow<py::array>(value);
-    if (!has_dtype(array, field.dtype) || !has_shape(array, field, std::nullopt) || !is_c_order(array))
-      return false;
-    pointers[index] = static_cast<const std::byte*>(array.data());
-    return true;
+Tree::Tree(const std::vector<std::string>& names) {
+  for (std::size_t column = 0; column < names.size(); ++column) {
+    if (names[column].empty()) continue;
+    Node* node = &root_;
+    for (std::size_t from = 0; from != std::string::npos;) {
+      const std::size_t to = names[column].find('/', from);
+      const std::string key = names[column].substr(from, to == std::string::npos ? to : to - from);
+      Node* child = nullptr;
+      for (Node& known : node->children) {
+        if (std::string(known.key) == key) child = &known;
+      }
+      if (child == nullptr) {
+        node->children.push_back(Node{py::str(key), column, {}});
+        child = &node->children.back();
+        PyObject* interned = child->key.release().ptr();
+        PyUnicode_InternInPlace(&interned);  // lookups then compare pointers
+        child->key = py::reinterpret_steal<py::str>(interned);
+      }
+      node = child;
+      from = to == std::string::npos ? to : to + 1;
+    }
   }
-  if (!field.shape.empty() || field.stack > 1 || !put_number(numbers[index], field.dtype, value))
-    return false;
-  pointers[index] = reinterpret_cast<const std::byte*>(&numbers[index]);
-  return true;
 }
 
-std::byte* rows_of(py::handle value, const Field& field, std::size_t rows, bool writable) {
-  const std::string name = "field '" + field.name + "'";
-  if (!py::isinstance<py::array>(value)) throw py::type_error(name + " must be a NumPy array");
-  const auto array = py::reinterpret_borrow<py::array>(value);
-  if (!has_dtype(array, field.dtype)) {
-    throw py::type_error(name + " has dtype " + std::string(py::str(array.dtype())) + "; the store holds " +
-                         std::string(name_of(field.dtype)));
+bool Tree::read(const Node& node, PyObject* tree, PyObject** values) {
+  if (!PyDict_CheckExact(tree)) return false;
+  if (static_cast<std::size_t>(PyDict_GET_SIZE(tree)) != node.children.size()) return false;
+  for (const Node& child : node.children) {
+    PyObject* value = PyDict_GetItemWithError(tree, child.key.ptr());
+    if (value == nullptr) {
+      PyErr_Clear();
+      return false;
+    }
+    if (child.children.empty()) {
+      values[child.column] = value;
+    } else if (!read(child, value, values)) {
+      return false;
+    }
   }
-  if (!has_shape(array, field, rows)) {
-    std::vector<std::size_t> wanted = field.row_shape();
-    wanted.insert(wanted.begin(), rows);
-    const std::vector<std::size_t> given(array.shape(), array.shape() + array.ndim());
-    throw py::value_error(name + " has shape " + shape_text(given) + "; it must be " + shape_text(wanted));
-  }
-  if (!is_c_order(array)) throw py::value_error(name + " is not C-contiguous");
-  if (writable && !array.writeable()) throw py::value_error(name + " is read-only");
-  return static_cast<std::byte*>(const_cast<void*>(array.data()));
+  return true;
 }
 
 py::array to_array(Column column, Dtype dtype, std::vector<std::size_t> shape) {

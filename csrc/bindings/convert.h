@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "serl_fast/column.h"
@@ -15,26 +16,50 @@ namespace serl_fast::bindings {
 
 namespace py = pybind11;
 
-// One transition as pointers into the caller's arrays. A Python number for a scalar field is converted into
-// `numbers`, which is why the object may not be copied.
-class Row {
- public:
-  explicit Row(std::size_t columns) : pointers(columns), numbers(columns) {}
-  Row(const Row&) = delete;
-  Row& operator=(const Row&) = delete;
+// What an array of a column must look like. `rows`: whether it has a leading axis, of any length.
+struct ArrayForm {
+  std::string name;
+  Dtype dtype;
+  std::vector<std::size_t> shape;  // without the leading axis of rows
 
-  // Takes `value` for column `index`; false where it does not have the stored layout (dtype, shape, C order).
-  bool take(std::size_t index, const Field& field, py::handle value);
-
-  std::vector<const std::byte*> pointers;
-
- private:
-  std::vector<std::uint64_t> numbers;
+  static ArrayForm of(const Field& field) { return {field.name, field.dtype, field.row_shape()}; }
 };
 
-// The data of an array that must hold exactly `rows` rows of `field`, native byte order, C order; raises a
-// ValueError or TypeError that names the field. With `writable` the array must also be writable.
-std::byte* rows_of(py::handle value, const Field& field, std::size_t rows, bool writable);
+// Where `array` has exactly this form (native byte order, C order), its data; otherwise null. With `rows` the
+// array has a leading axis of that length.
+std::byte* fast_data(PyObject* array, const ArrayForm& form, std::optional<std::size_t> rows);
+
+// The data of an array that must hold exactly `rows` rows of this form; raises a ValueError or TypeError that
+// names the field. With `writable` the array must also be writable.
+std::byte* rows_of(py::handle value, const ArrayForm& form, std::size_t rows, bool writable);
+
+// The length of the leading axis; raises TypeError where `value` is no array with one.
+std::size_t leading_axis(py::handle value, const std::string& name);
+
+// A Python bool, int or float as the bytes of one number of `dtype`, in `number`; false where that would lose
+// something or `value` is something else.
+bool put_number(std::uint64_t& number, Dtype dtype, py::handle value);
+
+// The arrays of a nested dict in the order of their names, "observations/front" meaning
+// ["observations"]["front"]. An empty name stands for a column that is not there.
+class Tree {
+ public:
+  explicit Tree(const std::vector<std::string>& names);
+
+  // Puts a borrowed reference into `values` for every name that is not empty; false where `tree` is not a
+  // dict of exactly these keys.
+  bool read(PyObject* tree, PyObject** values) const { return read(root_, tree, values); }
+
+ private:
+  struct Node {
+    py::str key;
+    std::size_t column = 0;      // of a leaf
+    std::vector<Node> children;  // of a dict
+  };
+  static bool read(const Node& node, PyObject* tree, PyObject** values);
+
+  Node root_;
+};
 
 // An array over the column's memory, which it keeps alive.
 py::array to_array(Column column, Dtype dtype, std::vector<std::size_t> shape);

@@ -54,7 +54,7 @@ Column::Column(std::size_t rows, std::size_t row_bytes) : row_bytes_(row_bytes) 
 }
 
 Column::~Column() {
-  if (data_ != nullptr) release(data_, bytes_);
+  if (bytes_ != 0) release(data_, bytes_);
 }
 
 }  // namespace serl_fast

@@ -62,7 +62,6 @@ void Schema::validate() const {
     for (const Field& field : *table) {
       if (!names.insert(field.name).second) throw Error("field '" + field.name + "' is given twice");
       if (field.stack == 0) throw Error("field '" + field.name + "' has a stack of 0 frames");
-      if (field.elements() == 0) throw Error("field '" + field.name + "' holds no element");
     }
   }
   for (const Field& field : steps) {
@@ -86,16 +85,13 @@ std::size_t Schema::step_index(std::string_view name) const {
   throw Error("the schema has no field '" + std::string(name) + "'");
 }
 
-Field Schema::column(std::size_t index) const {
+Field Schema::column_in(std::size_t index) const {
   const std::size_t count = observations.size();
   if (index < count) return observations[index];
-  if (index < 2 * count) {
-    Field field = observations[index - count];
-    field.name = "next_" + field.name;
-    return field;
-  }
-  if (index < columns_in()) return steps[index - 2 * count];
-  return Field{index == columns_in() ? "masks" : "discounts", Dtype::kFloat32, {}, 1};
+  if (index >= 2 * count) return steps.at(index - 2 * count);
+  Field field = observations[index - count];
+  field.name = "next_" + field.name;
+  return field;
 }
 
 }  // namespace serl_fast

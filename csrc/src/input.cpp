@@ -29,15 +29,27 @@ std::string in_row(std::size_t row, std::size_t rows) {
   return rows > 1 ? " in row " + std::to_string(row) : std::string();
 }
 
+// Whether all numbers are finite. No early exit: the loop is then vectorised.
+bool all_finite(const std::byte* data, std::size_t count) {
+  std::uint32_t found = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    found |= static_cast<std::uint32_t>((load_bits(data, i) & kExponent) == kExponent);
+  }
+  return found == 0;
+}
+
+InputForm::Size size_of_row(const Field& field) {
+  const std::size_t row = field.row_bytes();
+  return {field.frame_bytes(), row, field.stack, field.dtype == Dtype::kFloat32 ? row / sizeof(float) : 0};
+}
+
 }  // namespace
 
 void require_finite(const Field& field, std::string_view prefix, const std::byte* data, std::size_t rows) {
   if (field.dtype != Dtype::kFloat32) return;
   const std::size_t per_row = field.row_bytes() / sizeof(float);
   const std::size_t count = rows * per_row;
-  bool found = false;
-  for (std::size_t i = 0; i < count; ++i) found |= (load_bits(data, i) & kExponent) == kExponent;
-  if (!found) return;
+  if (all_finite(data, count)) return;
   for (std::size_t i = 0; i < count; ++i) {
     const std::uint32_t bits = load_bits(data, i);
     if ((bits & kExponent) != kExponent) continue;
@@ -47,54 +59,48 @@ void require_finite(const Field& field, std::string_view prefix, const std::byte
   }
 }
 
-Input::Input(const Schema& schema, std::span<const std::byte* const> columns, std::size_t rows)
-    : schema_(schema), columns_(columns), rows_(rows) {
-  if (columns.size() != schema.columns_in()) {
-    throw Error("got " + std::to_string(columns.size()) + " columns; the store takes " +
-                std::to_string(schema.columns_in()));
-  }
+InputForm::InputForm(const Schema& given) : schema(given) {
+  for (const Field& field : schema.observations) observations.push_back(size_of_row(field));
+  for (const Field& field : schema.steps) steps.push_back(size_of_row(field));
 }
 
-const std::byte* Input::observation(std::size_t field, std::size_t row) const {
-  return columns_[field] + row * schema_.observations[field].row_bytes();
-}
-
-const std::byte* Input::next_observation(std::size_t field, std::size_t row) const {
-  return columns_[schema_.observations.size() + field] + row * schema_.observations[field].row_bytes();
-}
-
-const std::byte* Input::step(std::size_t field, std::size_t row) const {
-  return columns_[2 * schema_.observations.size() + field] + row * schema_.steps[field].row_bytes();
+Input::Input(const InputForm& form, std::span<const std::byte* const> columns, std::size_t rows)
+    : form_(form), columns_(columns), rows_(rows) {
+  const std::size_t wanted = 2 * form.observations.size() + form.steps.size();
+  if (columns.size() == wanted) return;
+  throw Error("got " + std::to_string(columns.size()) + " columns; the store takes " +
+              std::to_string(wanted));
 }
 
 void Input::validate() const {
-  for (std::size_t f = 0; f < schema_.steps.size(); ++f)
-    require_finite(schema_.steps[f], "", step(f, 0), rows_);
-  for (std::size_t f = 0; f < schema_.observations.size(); ++f) {
-    const Field& field = schema_.observations[f];
-    require_finite(field, "", observation(f, 0), rows_);
-    require_finite(field, "next_", next_observation(f, 0), rows_);
-    if (field.stack == 1) continue;
-    const std::size_t frame = field.frame_bytes();
-    for (std::size_t row = 0; row < rows_; ++row) {
-      if (std::memcmp(observation(f, row) + frame, next_observation(f, row), (field.stack - 1) * frame) ==
-          0) {
-        continue;
-      }
-      throw Error("field 'next_" + field.name + "'" + in_row(row, rows_) + ": its first " +
-                  std::to_string(field.stack - 1) + " frames are not the last of '" + field.name +
-                  "'; a stack moves on by one frame a step");
+  const Schema& schema = form_.schema;
+  for (std::size_t f = 0; f < form_.steps.size(); ++f) {
+    if (!all_finite(step(f, 0), rows_ * form_.steps[f].floats)) {
+      require_finite(schema.steps[f], "", step(f, 0), rows_);
     }
+  }
+  for (std::size_t f = 0; f < form_.observations.size(); ++f) {
+    const std::size_t count = rows_ * form_.observations[f].floats;
+    if (!all_finite(observation(f, 0), count)) {
+      require_finite(schema.observations[f], "", observation(f, 0), rows_);
+    }
+    if (!all_finite(next_observation(f, 0), count)) {
+      require_finite(schema.observations[f], "next_", next_observation(f, 0), rows_);
+    }
+    if (form_.observations[f].stack > 1) require_moving_stack(f);
   }
 }
 
-std::size_t Input::first_break(std::size_t row) const {
-  const std::size_t count = schema_.observations.size();
-  for (std::size_t f = 0; f < count; ++f) {
-    const std::size_t bytes = schema_.observations[f].row_bytes();
-    if (std::memcmp(observation(f, row), next_observation(f, row - 1), bytes) != 0) return f;
+void Input::require_moving_stack(std::size_t f) const {
+  const auto& [frame, row_bytes, stack, floats] = form_.observations[f];
+  for (std::size_t row = 0; row < rows_ && frame != 0; ++row) {
+    if (std::memcmp(observation(f, row) + frame, next_observation(f, row), (stack - 1) * frame) == 0)
+      continue;
+    const std::string& name = form_.schema.observations[f].name;
+    throw Error("field 'next_" + name + "'" + in_row(row, rows_) + ": its first " +
+                std::to_string(stack - 1) + " frames are not the last of '" + name +
+                "'; a stack moves on by one frame a step");
   }
-  return count;
 }
 
 }  // namespace serl_fast

@@ -19,6 +19,13 @@ Product multiply(std::uint64_t a, std::uint64_t b) {
   return {a1 * b1 + (middle >> 32) + (carry >> 32), a * b};
 }
 
+std::uint64_t random_word(std::uint64_t seed, std::uint64_t draw, std::size_t row, std::uint32_t attempt) {
+  const auto words = philox4x32({static_cast<std::uint32_t>(row), attempt, static_cast<std::uint32_t>(draw),
+                                 static_cast<std::uint32_t>(draw >> 32)},
+                                {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
+  return (std::uint64_t{words[1]} << 32) | words[0];
+}
+
 }  // namespace
 
 std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
@@ -36,21 +43,30 @@ std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
 
 void uniform_indices(std::uint64_t seed, std::uint64_t draw, std::uint64_t bound,
                      std::span<std::uint64_t> out) {
-  const std::array<std::uint32_t, 2> key = {static_cast<std::uint32_t>(seed),
-                                            static_cast<std::uint32_t>(seed >> 32)};
   const std::uint64_t threshold = (0 - bound) % bound;  // 2^64 mod bound: below it a low part is rejected
   for (std::size_t row = 0; row < out.size(); ++row) {
     for (std::uint32_t attempt = 0;; ++attempt) {
-      const auto words =
-          philox4x32({static_cast<std::uint32_t>(row), attempt, static_cast<std::uint32_t>(draw),
-                      static_cast<std::uint32_t>(draw >> 32)},
-                     key);
-      const Product product = multiply((std::uint64_t{words[1]} << 32) | words[0], bound);
+      const Product product = multiply(random_word(seed, draw, row, attempt), bound);
       if (product.low >= threshold) {
         out[row] = product.high;
         break;
       }
     }
+  }
+}
+
+std::uint64_t uniform_index(std::uint64_t seed, std::uint64_t draw, std::uint64_t bound, std::size_t row,
+                            std::uint32_t& attempt) {
+  const std::uint64_t threshold = (0 - bound) % bound;
+  for (;;) {
+    const Product product = multiply(random_word(seed, draw, row, attempt++), bound);
+    if (product.low >= threshold) return product.high;
+  }
+}
+
+void uniform_doubles(std::uint64_t seed, std::uint64_t draw, std::span<double> out) {
+  for (std::size_t row = 0; row < out.size(); ++row) {
+    out[row] = static_cast<double>(random_word(seed, draw, row, 0) >> 11) * 0x1p-53;
   }
 }
 

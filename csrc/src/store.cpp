@@ -1,15 +1,15 @@
 #include "serl_fast/store.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
-#include <mutex>
-#include <shared_mutex>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "serl_fast/gather.h"
-#include "serl_fast/rng.h"
+#include "serl_fast/store_files.h"
 
 namespace serl_fast {
 namespace {
@@ -17,12 +17,41 @@ namespace {
 Schema validated(Schema schema, std::size_t capacity) {
   schema.validate();
   if (capacity == 0) throw Error("the capacity is 0; a store holds at least one transition");
-  if (capacity >> 32 != 0) throw Error("the capacity is " + std::to_string(capacity) + "; at most 2^32 - 1");
+  if (capacity >> 31 != 0) throw Error("the capacity is " + std::to_string(capacity) + "; at most 2^31 - 1");
   return schema;
 }
 
-void copy_frame(std::byte* to, const std::byte* from, const Field& field) {
-  std::memcpy(to, from, field.frame_bytes());
+ColumnMaker maker(StoreFiles* files) {
+  return [files](const std::string& name, std::size_t rows, std::size_t row_bytes) {
+    return files == nullptr ? Column(rows, row_bytes) : files->column(name, rows, row_bytes);
+  };
+}
+
+LiveRange* start(StoreFiles* files, LiveRange* own, const Table& steps, const Table& records,
+                 const StoreShape& shape) {
+  if (files == nullptr) return own;
+  files->start(steps, records, shape);
+  return &files->range();
+}
+
+std::vector<std::size_t> record_bytes(const Schema& schema) {
+  std::vector<std::size_t> bytes;
+  for (const Field& field : schema.observations) bytes.push_back(field.frame_bytes());
+  return bytes;
+}
+
+std::vector<std::size_t> step_bytes(const Schema& schema) {
+  std::vector<std::size_t> bytes = {(schema.max_stack() + 1) * sizeof(std::uint32_t), 1};
+  for (const Field& field : schema.steps) bytes.push_back(field.row_bytes());
+  return bytes;
+}
+
+void copy_cell(std::byte* to, const std::byte* from, std::size_t bytes) {
+  if (bytes != 0) std::memcpy(to, from, bytes);
+}
+
+bool equal(const std::byte* a, const std::byte* b, std::size_t bytes) {
+  return bytes == 0 || std::memcmp(a, b, bytes) == 0;
 }
 
 }  // namespace
@@ -30,296 +59,389 @@ void copy_frame(std::byte* to, const std::byte* from, const Field& field) {
 // In the worst case every step is a stretch of its own and needs its observation, its next observation and
 // the older frames of its stacks.
 Store::Store(Schema schema, std::size_t capacity, std::uint64_t seed)
-    : schema_(validated(std::move(schema), capacity)),
-      capacity_(capacity),
-      terminated_(schema_.step_index("terminated")),
-      truncated_(schema_.step_index("truncated")),
-      records_(schema_.observations, capacity * (schema_.max_stack() + 1)),
-      sequences_(capacity, sizeof(std::uint64_t)),
-      seed_(seed) {
-  steps_.reserve(schema_.steps.size());
-  for (const Field& field : schema_.steps) steps_.emplace_back(capacity, field.row_bytes());
+    : Store(std::move(schema), capacity, nullptr) {
+  drawing_->seed = seed;
 }
+
+Store::Store(Schema schema, std::size_t capacity, std::unique_ptr<StoreFiles> files)
+    : form_(validated(std::move(schema), capacity)),
+      stack_(form_.schema.max_stack()),
+      capacity_(capacity),
+      spare_(std::clamp<std::size_t>(capacity / 128, 16, 65536)),
+      rows_(capacity_ + spare_),
+      rewards_(form_.schema.step_index("rewards")),
+      terminated_(form_.schema.step_index("terminated")),
+      truncated_(form_.schema.step_index("truncated")),
+      files_(std::move(files)),
+      records_("records", record_bytes(form_.schema), rows_ * (stack() + 1), maker(files_.get())),
+      steps_("steps", step_bytes(form_.schema), rows_, maker(files_.get())),
+      own_range_(files_ == nullptr ? std::make_unique<LiveRange>() : nullptr),
+      range_(start(files_.get(), own_range_.get(), steps_, records_,
+                   {capacity_, rows_, rows_ * (stack_ + 1), stack_})),
+      drawing_(files_ == nullptr ? &own_drawing_ : &files_->drawing()),
+      pool_(rows_ * (stack() + 1), (spare_ + 2) * (stack() + 1)) {
+  if (files_ == nullptr) return;
+  const std::vector<bool> in_use = files_->slots_in_use();
+  pool_.reset(in_use.size(), in_use);
+  slots_used_ = in_use.size();
+}
+
+Store::~Store() = default;
 
 // --- appending
 // -------------------------------------------------------------------------------------------------
 
 void Store::append(std::span<const std::byte* const> columns, std::size_t rows,
                    std::span<const Continues> continues) {
-  const Input input(schema_, columns, rows);
+  if (files_ != nullptr) files_->require_writer();
+  const Input input(form_, columns, rows);
   input.validate();  // before the lock: it reads the caller's memory only
-  const std::unique_lock lock(mutex_);
-  const std::vector<bool> planned = plan(input, continues);
-  for (std::size_t row = 0; row < rows; ++row) write(input, row, planned[row]);
+  const std::lock_guard lock(writer_);
+  append_locked(input, continues);
 }
 
-std::vector<bool> Store::plan(const Input& input, std::span<const Continues> continues) const {
+bool Store::try_append(std::span<const std::byte* const> columns, Continues continues) {
+  if (files_ != nullptr && files_->options().sync == Sync::kEach) return false;
+  if (files_ != nullptr) files_->require_writer();
+  const Input input(form_, columns, 1);
+  input.validate();
+  const std::unique_lock lock(writer_, std::try_to_lock);
+  if (!lock) return false;
+  append_locked(input, std::span(&continues, 1));
+  return true;
+}
+
+void Store::append_locked(const Input& input, std::span<const Continues> continues) {
+  if (input.rows() == 1) {
+    const Continues wish = continues.empty() ? Continues::kDecide : continues[0];
+    const bool follows = decide(input, 0, wish);
+    if (files_ == nullptr) return write(input, 0, follows);
+    reserve({follows});
+    write(input, 0, follows);
+    return files_->appended(/*more=*/false);
+  }
   std::vector<bool> planned(input.rows());
   for (std::size_t row = 0; row < input.rows(); ++row) {
     planned[row] = decide(input, row, row < continues.size() ? continues[row] : Continues::kDecide);
   }
-  return planned;
+  reserve(planned);
+  for (std::size_t row = 0; row < input.rows(); ++row) {
+    write(input, row, planned[row]);
+    if (files_ != nullptr) files_->appended(row + 1 < input.rows());
+  }
+}
+
+// Before anything is written, so that a full disk leaves everything as it was.
+void Store::reserve(const std::vector<bool>& planned) {
+  if (files_ == nullptr) return;
+  files_->require_writer();  // the store may have been closed while this call waited for its turn
+  const std::size_t rows = planned.size();
+  std::size_t fresh = 0, live = 0, peak = 0;  // slots that the steps take; those of rows_ in a row, the most
+  for (std::size_t i = 0; i < rows; ++i) {
+    fresh += planned[i] ? 1 : stack() + 1;
+    live += planned[i] ? 1 : stack() + 1;
+    if (i >= rows_) live -= planned[i - rows_] ? 1 : stack() + 1;
+    peak = std::max(peak, live);
+  }
+  const std::size_t total = rows_ * (stack() + 1);
+  const auto slots = [&] {
+    const std::size_t reused = std::min(pool_.available(), fresh);
+    const std::size_t most = rows < rows_ ? total : pool_.used() + peak + stack();
+    return std::min({total, most, pool_.used() + fresh - reused});
+  };
+  if (slots() > slots_reserved_) pool_.reclaim(unused_before());
+  const std::size_t needed = slots();
+  const std::size_t steps = std::min<std::uint64_t>(rows_, range_->end.load() + rows);
+  if (needed <= slots_reserved_ && steps <= steps_reserved_) return;
+  steps_.ensure(steps);
+  records_.ensure(needed);
+  files_->ensure(steps, needed);
+  steps_reserved_ = std::max(steps, steps_reserved_);
+  slots_reserved_ = std::max(needed, slots_reserved_);
 }
 
 bool Store::decide(const Input& input, std::size_t row, Continues wish) const {
   if (wish == Continues::kNo) return false;
-  const std::string where = input.rows() > 1 ? "row " + std::to_string(row) + ": " : "";
-  if (row == 0 && size_ == 0) {
-    if (wish == Continues::kYes) throw Error(where + "continues is True, but the store is empty");
-    return false;
-  }
-  const std::uint32_t last = row_of_age(size_ + capacity_ - 1);
-  const auto ended = [&](std::size_t field) {
-    return row == 0 ? flag(field, last) : *input.step(field, row - 1) != std::byte{0};
-  };
-  for (const std::size_t field : {terminated_, truncated_}) {
-    if (!ended(field)) continue;
+  const auto refuse = [&](const std::string& why) {
     if (wish != Continues::kYes) return false;
-    throw Error(where + "continues is True, but the previous step was " + schema_.steps[field].name);
+    const std::string where = input.rows() > 1 ? "row " + std::to_string(row) + ": " : "";
+    throw Error(where + "continues is True, but " + why);
+  };
+  const std::uint64_t end = range_->end.load(std::memory_order_relaxed);
+  if (row == 0 && range_->begin.load(std::memory_order_relaxed) == end) return refuse("the store is empty");
+  const std::size_t last = row_of(end - 1);
+  if (row == 0 && files_ != nullptr && !files_->good(end - 1)) return refuse("the previous step is damaged");
+  for (const std::size_t field : {terminated_, truncated_}) {
+    const bool ended = row == 0 ? flag(field, last) : *input.step(field, row - 1) != std::byte{0};
+    if (ended) return refuse("the previous step was " + schema().steps[field].name);
   }
-  const std::size_t broken = row == 0 ? first_break(input) : input.first_break(row);
-  if (broken == schema_.observations.size()) return true;
-  if (wish != Continues::kYes) return false;
-  const std::string& name = schema_.observations[broken].name;
-  throw Error(where + "continues is True, but field '" + name + "' differs from field 'next_" + name +
-              "' of the previous step; pass False where a new stretch begins");
-}
-
-// Input::first_break for row 0, whose predecessor is the newest row of the store.
-std::size_t Store::first_break(const Input& input) const {
-  const std::size_t count = schema_.observations.size();
-  for (std::size_t f = 0; f < count; ++f) {
-    const Field& field = schema_.observations[f];
-    for (std::size_t t = 0; t < field.stack; ++t) {
-      const std::byte* stored = records_.frame(f, records_.end() - field.stack + t);
-      const std::byte* given = input.observation(f, 0) + t * field.frame_bytes();
-      if (std::memcmp(stored, given, field.frame_bytes()) != 0) return f;
+  for (std::size_t f = 0; f < form_.observations.size(); ++f) {
+    const InputForm::Size& size = form_.observations[f];
+    bool follows = true;
+    if (row > 0) {
+      follows = equal(input.observation(f, row), input.next_observation(f, row - 1), size.row);
+    } else {
+      const std::uint32_t* next = slots(last) + stack() + 1 - size.stack;
+      for (std::size_t t = 0; t < size.stack && follows; ++t) {
+        follows = equal(frame(f, next[t]), input.observation(f, 0) + t * size.frame, size.frame);
+      }
     }
+    if (follows) continue;
+    const std::string& name = schema().observations[f].name;
+    return refuse("field '" + name + "' differs from field 'next_" + name +
+                  "' of the previous step; pass False where a new stretch begins");
   }
-  return count;
+  return true;
 }
 
 void Store::write(const Input& input, std::size_t row, bool continues) {
-  const std::uint32_t target = begin_row(continues);
-  const std::uint64_t observation = sequence(target);
-  for (std::size_t f = 0; f < schema_.observations.size(); ++f) {
-    const Field& field = schema_.observations[f];
-    const std::size_t bytes = field.frame_bytes();
-    const std::size_t newest = field.stack - 1;
-    for (std::size_t t = 0; !continues && t <= newest; ++t) {
-      copy_frame(records_.frame(f, observation - newest + t), input.observation(f, row) + t * bytes, field);
+  const std::size_t target = begin_row(continues);
+  const std::uint32_t* own = slots(target);
+  for (std::size_t f = 0; f < form_.observations.size(); ++f) {
+    const InputForm::Size& size = form_.observations[f];
+    const std::size_t first = stack() - size.stack;
+    for (std::size_t t = 0; !continues && t < size.stack; ++t) {
+      copy_cell(frame(f, own[first + t]), input.observation(f, row) + t * size.frame, size.frame);
     }
-    copy_frame(records_.frame(f, observation + 1), input.next_observation(f, row) + newest * bytes, field);
+    copy_cell(frame(f, own[stack()]), input.next_observation(f, row) + (size.stack - 1) * size.frame,
+              size.frame);
   }
-  for (std::size_t f = 0; f < schema_.steps.size(); ++f) {
-    copy_frame(steps_[f].row(target), input.step(f, row), schema_.steps[f]);
+  for (std::size_t f = 0; f < form_.steps.size(); ++f) {
+    copy_cell(step_field(f).at(target), input.step(f, row), form_.steps[f].row);
   }
-  end_row();
+  publish(target);
 }
 
-std::uint32_t Store::begin_row(bool continues) {
-  const bool full = size_ == capacity_;
-  const std::uint32_t row = row_of_age(size_);  // of a full store: the oldest, which is given up
-  if (full) oldest_ = row_of_age(1);
-  const bool none_kept = full ? capacity_ == 1 : size_ == 0;
-  const std::uint64_t observation = continues ? records_.end() - 1 : records_.end() + older_frames();
-  // The oldest step that stays needs its observation with the older frames, and nothing before them.
-  records_.drop_before((none_kept ? observation : sequence(oldest_)) - older_frames());
-  while (records_.end() <= observation + 1) records_.push();
-  std::memcpy(sequences_.row(row), &observation, sizeof(observation));
+std::size_t Store::begin_row(bool continues) {
+  const std::uint64_t id = range_->end.load(std::memory_order_relaxed);
+  const std::size_t row = row_of(id);
+  // The row's previous step was given up long ago, but a reader may still be at it.
+  Backoff backoff;
+  while (id >= rows_ && unused_before_ <= id - rows_) {
+    if (unused_before() > id - rows_) break;
+    backoff.wait();
+    if (backoff.long_since()) range_->release_dead();
+  }
+  std::uint32_t* own = slots(row);
+  std::size_t known = 0;
+  if (continues) {
+    known = stack();
+    std::memcpy(own, slots(row_of(id - 1)) + 1, known * sizeof(std::uint32_t));
+  }
+  for (std::size_t t = known; t <= stack(); ++t) own[t] = take_slot();
+  continues_mark(row) = std::byte{continues};
   return row;
 }
 
-void Store::end_row() {
-  size_ = std::min(size_ + 1, capacity_);
-  ++appended_;
+std::uint32_t Store::take_slot() {
+  Backoff backoff;
+  while (pool_.available() == 0) {
+    // Looking at the readers costs as much as an append: a few slots more let it be done now and then only.
+    if (pool_.untouched() > 0 && pool_.retired() < std::min<std::size_t>(spare_ / 4, 64)) break;
+    pool_.reclaim(unused_before());
+    if (pool_.available() + pool_.untouched() > 0) break;
+    backoff.wait();
+    if (backoff.long_since()) range_->release_dead();
+  }
+  const std::uint32_t slot = pool_.take();
+  slots_used_.store(pool_.used(), std::memory_order_relaxed);
+  return slot;
 }
 
-// --- sampling
-// --------------------------------------------------------------------------------------------------
-
-void Store::sample(std::size_t rows, float discount, std::span<std::byte* const> out) {
-  require_discount(discount);
-  std::vector<std::uint64_t> ages(rows);
-  std::vector<std::uint32_t> positions(rows);
-  const std::shared_lock lock(mutex_);
-  if (size_ == 0) throw Error("the store is empty; append a transition before sampling");
-  uniform_indices(seed_, draws_.fetch_add(1), size_, ages);
-  for (std::size_t i = 0; i < rows; ++i) positions[i] = row_of_age(ages[i]);
-  copy_out(positions, discount, out);
+// The new step counts before the oldest is given up: whatever happens in between, `capacity` whole steps are
+// there.
+void Store::publish(std::size_t row) {
+  const std::uint64_t id = range_->end.load(std::memory_order_relaxed);
+  const std::uint64_t oldest = range_->begin.load(std::memory_order_relaxed);
+  const bool full = id + 1 - oldest > capacity_;
+  Priorities* priorities = priorities_.load(std::memory_order_relaxed);
+  std::unique_lock<std::mutex> lock;
+  if (priorities != nullptr) {
+    lock = std::unique_lock(priorities->mutex());
+    priorities->insert(row);
+    if (full) priorities->remove(row_of(oldest));
+  }
+  if (files_ != nullptr) files_->commit(id);
+  range_->end.store(id + 1, std::memory_order_release);
+  if (full) give_up_oldest(oldest);
 }
 
-void Store::gather(std::span<const std::int64_t> ages, float discount,
+void Store::give_up_oldest(std::uint64_t oldest) {
+  range_->begin.store(oldest + 1, std::memory_order_release);
+  if (files_ != nullptr && files_->has_unlinked()) return give_up_unlinked(oldest);
+  // Of a step whose successor follows it only the oldest frame goes; of the last step of a stretch all.
+  const std::uint32_t* gone = slots(row_of(oldest));
+  const std::size_t count = continues_mark(row_of(oldest + 1)) != std::byte{0} ? 1 : stack() + 1;
+  if (!pool_.can_retire(count)) pool_.reclaim(unused_before());
+  for (std::size_t t = 0; t < count; ++t) pool_.retire(gone[t], oldest);
+}
+
+// Near a step whose slots and mark are unknown, only the slots themselves say what is still needed.
+void Store::give_up_unlinked(std::uint64_t oldest) {
+  if (!files_->linked(oldest)) return;
+  if (!pool_.can_retire(stack() + 1)) pool_.reclaim(unused_before());
+  const std::uint32_t* gone = slots(row_of(oldest));
+  const std::uint64_t last = std::min(oldest + stack(), range_->end.load() - 1);
+  for (std::size_t t = 0; t <= stack(); ++t) {
+    bool needed = false;
+    for (std::uint64_t id = oldest + 1; id <= last && !needed; ++id) {
+      const std::uint32_t* kept = slots(row_of(id));
+      needed = files_->linked(id) && std::find(kept, kept + stack() + 1, gone[t]) != kept + stack() + 1;
+    }
+    if (!needed) pool_.retire(gone[t], oldest);
+  }
+}
+
+std::uint64_t Store::unused_before() {
+  const std::uint64_t unread = range_->unread_before();
+  const std::uint64_t unused = files_ == nullptr ? unread : std::min(unread, files_->kept_from());
+  // What was once out of reach stays so: a reader that was held up may pin an older step than it will read.
+  unused_before_ = std::max(unused_before_, unused);
+  return unused_before_;
+}
+
+// --- changing what is there
+// ------------------------------------------------------------------------------------
+
+std::size_t Store::relabel(std::size_t step, std::span<const std::int64_t> ids, const std::byte* values) {
+  const Field& field = schema().steps.at(step);
+  if (step == terminated_ || step == truncated_) {
+    throw Error("field '" + field.name + "' says where episodes end and cannot be relabelled");
+  }
+  require_finite(field, "", values, ids.size());
+  const Cells& cells = step_field(step);
+  if (files_ != nullptr) files_->require_writer();
+  const std::lock_guard lock(writer_);
+  if (files_ != nullptr) files_->require_writer();
+  const std::vector<bool> wanted = changeable(ids);
+  std::size_t written = 0;
+  // In parts, so that readers are kept waiting for a few microseconds at a time.
+  const std::size_t part = std::max<std::size_t>(1, 65536 / std::max<std::size_t>(cells.bytes, 64));
+  for (std::size_t first = 0; first < ids.size(); first += part) {
+    const Rewriting rewriting(*range_);
+    for (std::size_t i = first; i < std::min(first + part, ids.size()); ++i) {
+      if (!wanted[i]) continue;
+      const auto id = static_cast<std::uint64_t>(ids[i]);
+      if (files_ != nullptr) {
+        files_->rewrite(id, kOwn + step, values + i * cells.bytes);
+      } else {
+        copy_cell(cells.at(row_of(id)), values + i * cells.bytes, cells.bytes);
+      }
+      ++written;
+    }
+  }
+  if (files_ != nullptr) files_->appended(/*more=*/false);
+  return written;
+}
+
+// Which of the ids are live. A damaged one is not, or an Error; a checksum over it would only hide the
+// damage.
+std::vector<bool> Store::changeable(std::span<const std::int64_t> ids) const {
+  const std::uint64_t begin = range_->begin.load(), end = range_->end.load();
+  std::vector<bool> live(ids.size());
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    const auto id = static_cast<std::uint64_t>(ids[i]);
+    live[i] = ids[i] >= 0 && id >= begin && id < end;
+    if (!live[i] || files_ == nullptr || files_->good(id)) continue;
+    if (!files_->skips_damaged()) files_->raise_damage(id);
+    live[i] = false;
+  }
+  return live;
+}
+
+void Store::prioritize(const PriorityOptions& options) {
+  if (files_ != nullptr) files_->require_writer();  // who does not see the appends cannot rank them
+  auto made = std::make_unique<Priorities>(options, rows_);
+  const std::lock_guard lock(writer_);
+  if (own_priorities_ != nullptr) throw Error("the store keeps priorities already");
+  for (std::uint64_t id = range_->begin.load(); id < range_->end.load(); ++id) made->insert(row_of(id));
+  own_priorities_ = std::move(made);
+  priorities_.store(own_priorities_.get(), std::memory_order_release);
+}
+
+std::size_t Store::update_priorities(std::span<const std::int64_t> ids, std::span<const float> errors) {
+  Priorities* kept = priorities();
+  if (kept == nullptr) throw Error("the store keeps no priorities; call prioritize first");
+  kept->require_errors(errors);
+  std::vector<std::uint32_t> rows;
+  std::vector<float> live;
+  const std::lock_guard lock(kept->mutex());  // under it the live steps are those of the tree
+  const std::uint64_t begin = range_->begin.load(), end = range_->end.load();
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    const auto id = static_cast<std::uint64_t>(ids[i]);
+    if (ids[i] < 0 || id < begin || id >= end) continue;
+    rows.push_back(static_cast<std::uint32_t>(row_of(id)));
+    live.push_back(errors[i]);
+  }
+  kept->update(rows, live);
+  return rows.size();
+}
+
+// --- looking
+// ---------------------------------------------------------------------------------------------------
+
+std::uint64_t Store::id_of(std::size_t row, std::uint64_t end) const {
+  const std::uint64_t newest = end - 1;
+  return newest - (newest + rows_ - row) % rows_;
+}
+
+void Store::gather(std::span<const std::int64_t> ages, const Layout& layout,
                    std::span<std::byte* const> out) const {
-  require_discount(discount);
-  std::vector<std::uint32_t> positions(ages.size());
-  const std::shared_lock lock(mutex_);
-  for (std::size_t i = 0; i < ages.size(); ++i) {
-    if (ages[i] < 0 || static_cast<std::uint64_t>(ages[i]) >= size_) {
-      throw std::out_of_range("index " + std::to_string(ages[i]) + " is outside the " +
-                              std::to_string(size_) + " transitions of the store; 0 is the oldest");
+  gather_from(reading(), ages, false, layout, out);
+}
+
+void Store::gather_ids(std::span<const std::int64_t> ids, const Layout& layout,
+                       std::span<std::byte* const> out) const {
+  gather_from(reading(), ids, true, layout, out);
+}
+
+void Store::gather_from(const Reading& held, std::span<const std::int64_t> numbers, bool are_ids,
+                        const Layout& layout, std::span<std::byte* const> out) const {
+  const std::uint64_t starts = layout.view.starts(held.size());
+  const std::uint64_t first = are_ids ? held.begin() : 0;
+  std::vector<std::uint64_t> ids(numbers.size());
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    const auto number = static_cast<std::uint64_t>(numbers[i]);
+    if (numbers[i] < 0 || number < first || number - first >= starts) {
+      throw std::out_of_range((are_ids ? "id " : "index ") + std::to_string(numbers[i]) + " is outside the " +
+                              std::to_string(starts) +
+                              (layout.view.length > 1 ? " starts of sequences" : " transitions") +
+                              " of the store; " + std::to_string(first) + " is the oldest");
     }
-    positions[i] = row_of_age(static_cast<std::uint64_t>(ages[i]));
+    ids[i] = held.begin() + (number - first);
   }
-  copy_out(positions, discount, out);
+  copy(held, ids, layout, out);
+  put_ids(layout, ids, out);
 }
 
-void Store::require_discount(float discount) const {
-  if (!(discount >= 0.0F && discount <= 1.0F)) {
-    throw Error("the discount is " + std::to_string(discount) + "; it lies in [0, 1]");
+std::vector<std::uint8_t> Store::continues(const Reading& reading) const {
+  std::vector<std::uint8_t> marks(reading.size());
+  for (std::size_t age = 1; age < marks.size(); ++age) {
+    marks[age] = follows(reading.begin() + age);
   }
+  return marks;
 }
 
-void Store::copy_out(std::span<const std::uint32_t> rows, float discount,
-                     std::span<std::byte* const> out) const {
-  const std::size_t count = schema_.observations.size();
-  std::vector<std::uint64_t> sequences(rows.size());
-  std::vector<std::uint32_t> slots(rows.size());
-  gather_rows(sequences_, rows, reinterpret_cast<std::byte*>(sequences.data()), sizeof(std::uint64_t));
-
-  // One pass per distance from the observation's record: -older .. 0, and 1 for the next observation. Record
-  // observation + distance is frame stack - 1 + distance of the observation, and one less of the next one.
-  for (std::size_t pass = 0; pass <= older_frames() + 1; ++pass) {
-    const std::uint64_t back = older_frames();
-    for (std::size_t i = 0; i < rows.size(); ++i) slots[i] = records_.slot(sequences[i] - back + pass);
-    for (std::size_t f = 0; f < count; ++f) {
-      const Field& field = schema_.observations[f];
-      const std::size_t bytes = field.frame_bytes();
-      const std::size_t skipped =
-          older_frames() - (field.stack - 1);  // passes before this field's oldest frame
-      if (pass >= skipped && pass - skipped < field.stack) {
-        gather_rows(records_.column(f), slots, out[f] + (pass - skipped) * bytes, field.row_bytes());
-      }
-      if (pass >= skipped + 1) {
-        gather_rows(records_.column(f), slots, out[count + f] + (pass - skipped - 1) * bytes,
-                    field.row_bytes());
-      }
-    }
-  }
-  for (std::size_t f = 0; f < schema_.steps.size(); ++f) {
-    gather_rows(steps_[f], rows, out[2 * count + f], schema_.steps[f].row_bytes());
-  }
-  const std::size_t masks = schema_.columns_in();
-  derive_targets(out[2 * count + terminated_], rows.size(), discount, out[masks], out[masks + 1]);
+bool Store::follows(std::uint64_t id) const {
+  if (files_ != nullptr && !(files_->linked(id) && files_->linked(id - 1))) return false;
+  return continues_mark(row_of(id)) != std::byte{0};
 }
 
-// --- state
-// -----------------------------------------------------------------------------------------------------
-
-State Store::state() const {
-  const std::shared_lock lock(mutex_);
-  State state{.steps = size_,
-              .records = records_.end() - records_.begin(),
-              .continues = Column(size_, 1),
-              .record_columns = {},
-              .step_columns = {},
-              .seed = seed_,
-              .draws = draws_,
-              .appended = appended_};
-  for (std::size_t f = 0; f < schema_.observations.size(); ++f) {
-    const Field& field = schema_.observations[f];
-    Column& column = state.record_columns.emplace_back(state.records, field.frame_bytes());
-    // Frames that no step needs stay zero: the copy depends on the contents alone, not on the past.
-    for (std::size_t age = 0; age < state.steps; ++age) {
-      const std::uint64_t observation = sequence(row_of_age(age));
-      const bool continues = age > 0 && sequence(row_of_age(age - 1)) + 1 == observation;
-      state.continues.row(age)[0] = std::byte{continues};
-      const std::uint64_t first = continues ? observation + 1 : observation - (field.stack - 1);
-      for (std::uint64_t s = first; s <= observation + 1; ++s) {
-        copy_frame(column.row(s - records_.begin()), records_.frame(f, s), field);
-      }
+std::vector<std::int64_t> Store::episode_starts(const Reading& reading) const {
+  std::vector<std::int64_t> starts;
+  for (std::uint64_t id = reading.begin(); id < reading.end(); ++id) {
+    // A step never continues one that ended its episode.
+    if (id == reading.begin() || !follows(id)) {
+      starts.push_back(static_cast<std::int64_t>(id - reading.begin()));
     }
   }
-  std::vector<std::uint32_t> rows(state.steps);
-  for (std::size_t age = 0; age < state.steps; ++age) rows[age] = row_of_age(age);
-  for (std::size_t f = 0; f < schema_.steps.size(); ++f) {
-    const std::size_t bytes = schema_.steps[f].row_bytes();
-    Column& column = state.step_columns.emplace_back(state.steps, bytes);
-    gather_rows(steps_[f], rows, column.data(), bytes);
-  }
-  return state;
-}
-
-void Store::load(const StateView& state) {
-  require_loadable(state);
-  const std::unique_lock lock(mutex_);
-  records_.clear();
-  size_ = 0;
-  oldest_ = 0;
-  std::size_t record = 0;
-  for (std::size_t step = 0; step < state.steps; ++step) {
-    const std::uint64_t before = records_.end();
-    const std::uint32_t row = begin_row(state.continues[step] != std::byte{0});
-    for (std::uint64_t s = before; s < records_.end(); ++s, ++record) {
-      for (std::size_t f = 0; f < schema_.observations.size(); ++f) {
-        const Field& field = schema_.observations[f];
-        copy_frame(records_.frame(f, s), state.record_columns[f] + record * field.frame_bytes(), field);
-      }
-    }
-    for (std::size_t f = 0; f < schema_.steps.size(); ++f) {
-      const std::size_t bytes = schema_.steps[f].row_bytes();
-      std::memcpy(steps_[f].row(row), state.step_columns[f] + step * bytes, bytes);
-    }
-    end_row();
-  }
-  seed_ = state.seed;
-  draws_ = state.draws;
-  appended_ = state.appended;
-}
-
-void Store::require_loadable(const StateView& state) const {
-  if (state.steps > capacity_) {
-    throw Error("the state holds " + std::to_string(state.steps) + " transitions; the store's capacity is " +
-                std::to_string(capacity_));
-  }
-  if (state.appended < state.steps) throw Error("the state holds more transitions than were ever appended");
-  if (state.record_columns.size() != schema_.observations.size() ||
-      state.step_columns.size() != schema_.steps.size()) {
-    throw Error("the state has another number of fields than the store");
-  }
-  std::size_t records = 0;
-  for (std::size_t step = 0; step < state.steps; ++step) {
-    const bool continues = state.continues[step] != std::byte{0};
-    const auto ended = [&](std::size_t field) { return state.step_columns[field][step - 1] != std::byte{0}; };
-    if (continues && (step == 0 || ended(terminated_) || ended(truncated_))) {
-      throw Error("the state is inconsistent: step " + std::to_string(step) + " continues nothing");
-    }
-    records += continues ? 1 : older_frames() + 2;
-  }
-  if (records != state.records) {
-    throw Error("the state is inconsistent: its steps need " + std::to_string(records) +
-                " observation records, it has " + std::to_string(state.records));
-  }
-  for (std::size_t f = 0; f < schema_.observations.size(); ++f) {
-    Field frame = schema_.observations[f];
-    frame.stack = 1;  // a record holds one frame
-    require_finite(frame, "", state.record_columns[f], state.records);
-  }
-  for (std::size_t f = 0; f < schema_.steps.size(); ++f) {
-    require_finite(schema_.steps[f], "", state.step_columns[f], state.steps);
-  }
-}
-
-// --- where things lie
-// ------------------------------------------------------------------------------------------
-
-std::uint32_t Store::row_of_age(std::uint64_t age) const {
-  return static_cast<std::uint32_t>((oldest_ + age) % capacity_);
-}
-
-std::uint64_t Store::sequence(std::uint32_t row) const {
-  std::uint64_t value;
-  std::memcpy(&value, sequences_.row(row), sizeof(value));
-  return value;
+  return starts;
 }
 
 std::size_t Store::bytes_used() const {
-  const std::shared_lock lock(mutex_);
-  std::size_t record_bytes = sizeof(std::uint32_t);
-  for (const Field& field : schema_.observations) record_bytes += field.frame_bytes();
-  std::size_t step_bytes = sizeof(std::uint64_t);
-  for (const Field& field : schema_.steps) step_bytes += field.row_bytes();
-  return records_.slots_used() * record_bytes + size_ * step_bytes;
+  if (files_ != nullptr && !files_->options().write) return files_->column_bytes();
+  const std::size_t steps = std::min<std::size_t>(range_->end.load(), rows_);
+  return slots_used_.load(std::memory_order_relaxed) * records_.row_bytes() + steps * steps_.row_bytes();
 }
 
 }  // namespace serl_fast

@@ -15,7 +15,8 @@ void refuses_what_is_not_finite() {
   Rows rows(schema, 3, schema.columns_in());
   for (std::size_t i = 0; i < 3; ++i) fill(rows, i, static_cast<int>(i), 0, 1);
   const auto columns = rows.const_pointers();
-  const Input input(schema, columns, 3);
+  const InputForm form(schema);
+  const Input input(form, columns, 3);
   input.validate();
   rows.as<float>(kRewards)[2] = std::numeric_limits<float>::quiet_NaN();
   CHECK_THROWS(input.validate(), Error, "field 'rewards' holds a non-finite value (nan) in row 2");
@@ -25,25 +26,12 @@ void refuses_what_is_not_finite() {
                "field 'next_observations/state' holds a non-finite value (-inf) in row 1");
 }
 
-void finds_the_field_that_breaks() {
-  const Schema schema = make_schema();
-  Rows rows(schema, 2, schema.columns_in());
-  fill(rows, 0, 4, 0, 1);
-  fill(rows, 1, 5, 0, 1);
-  const auto columns = rows.const_pointers();
-  const Input input(schema, columns, 2);
-  CHECK(input.first_break(1) == 2);
-  rows.as<float>(kVector)[kState] = 99.0F;
-  CHECK(input.first_break(1) == 1);
-  rows.as<std::uint8_t>(kFront)[kPixels] = 99;
-  CHECK(input.first_break(1) == 0);
-}
-
 void refuses_stacks_that_do_not_move_by_one() {
   const Schema schema = make_schema(3);
   Rows rows = one(7, 0, 3);
   const auto columns = rows.const_pointers();
-  const Input input(schema, columns, 1);
+  const InputForm form(schema);
+  const Input input(form, columns, 1);
   input.validate();
   rows.as<std::uint8_t>(kNextFront)[kPixels] = 1;
   CHECK_THROWS(input.validate(), Error, "field 'next_observations/front': its first 2 frames");
@@ -51,14 +39,13 @@ void refuses_stacks_that_do_not_move_by_one() {
 
 void refuses_another_number_of_columns() {
   const Schema schema = make_schema();
-  CHECK_THROWS(Input(schema, {}, 0), Error, "got 0 columns; the store takes 8");
+  CHECK_THROWS(Input(InputForm(schema), {}, 0), Error, "got 0 columns; the store takes 8");
 }
 
 }  // namespace
 
 int main() {
   refuses_what_is_not_finite();
-  finds_the_field_that_breaks();
   refuses_stacks_that_do_not_move_by_one();
   refuses_another_number_of_columns();
   return serl_fast::test::summary();

@@ -1,11 +1,13 @@
 // Transitions for the tests of the store: every number of a step can be told from its time.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "serl_fast/store.h"
+#include "serl_fast/view.h"
 
 namespace serl_fast::test {
 
@@ -21,10 +23,13 @@ inline Schema make_schema(std::size_t stack = 1) {
                  {"truncated", Dtype::kBool, {}, 1}}};
 }
 
-// Memory for a number of rows, in the order of Schema::columns_in or columns_out.
+// Memory for a number of rows: of the columns of Schema::columns_in, or of a batch.
 struct Rows {
   Rows(const Schema& schema, std::size_t count, std::size_t columns) : rows(count) {
-    for (std::size_t i = 0; i < columns; ++i) memory.emplace_back(count * schema.column(i).row_bytes());
+    for (std::size_t i = 0; i < columns; ++i) memory.emplace_back(count * schema.column_in(i).row_bytes());
+  }
+  Rows(const Layout& layout, std::size_t count) : rows(count) {
+    for (const Output& output : layout.columns) memory.emplace_back(count * output.row_bytes());
   }
 
   template <typename T>
@@ -45,7 +50,7 @@ struct Rows {
   std::vector<std::vector<std::byte>> memory;
 };
 
-// The columns of make_schema.
+// The columns of make_schema, and of a batch of transitions.
 enum Column : std::size_t {
   kFront,
   kVector,
@@ -55,7 +60,10 @@ enum Column : std::size_t {
   kRewards,
   kTerminated,
   kTruncated,
-  kMasks
+  kMasks,
+  kDiscounts,
+  kIds,
+  kWeights
 };
 
 // Row `row` becomes the step from `time` to time + 1, whose stacks reach back to `first`, the start of the
@@ -97,7 +105,7 @@ inline bool is_step(Rows& batch, std::size_t row, int time, int first, std::size
   Rows expected(schema, 1, schema.columns_in());
   fill(expected, 0, time, first, stack);
   for (std::size_t i = 0; i < kTerminated; ++i) {
-    const std::size_t bytes = schema.column(i).row_bytes();
+    const std::size_t bytes = schema.column_in(i).row_bytes();
     for (std::size_t b = 0; b < bytes; ++b) {
       if (expected.memory[i][b] != batch.memory[i][row * bytes + b]) return false;
     }

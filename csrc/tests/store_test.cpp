@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "rows.h"
+#include "serl_fast/sampler.h"
 
 using namespace serl_fast;
 using namespace serl_fast::test;
@@ -13,11 +14,11 @@ using namespace serl_fast::test;
 namespace {
 
 Rows all(const Store& store) {
-  const Schema& schema = store.schema();
-  Rows batch(schema, store.size(), schema.columns_out());
+  const Layout layout(store.schema(), View{.discount = 0.5});
+  Rows batch(layout, store.size());
   std::vector<std::int64_t> ages(store.size());
   std::iota(ages.begin(), ages.end(), 0);
-  store.gather(ages, 0.5F, batch.pointers());
+  store.gather(ages, layout, batch.pointers());
   return batch;
 }
 
@@ -95,12 +96,14 @@ void an_error_stores_nothing() {
 
 void sampling() {
   Store store(make_schema(), 10, 5);
-  Rows batch(make_schema(), 64, make_schema().columns_out());
-  CHECK_THROWS(store.sample(64, 0.9F, batch.pointers()), Error, "empty");
+  const View view{.discount = 0.5};
+  Sampler sampler(store, view, Order::kUniform, 0.4);
+  Rows batch(sampler.layout(), 64);
+  CHECK_THROWS(sampler.sample(64, batch.pointers()), Error, "empty");
   CHECK(store.draws() == 0);
   for (int step = 0; step < 13; ++step) append(store, one(step, 0, 1, step % 5 == 4));
-  CHECK_THROWS(store.sample(64, 1.5F, batch.pointers()), Error, "discount");
-  store.sample(64, 0.5F, batch.pointers());
+  CHECK_THROWS(Sampler(store, View{.discount = 1.5}, Order::kUniform, 0.4), Error, "discount");
+  sampler.sample(64, batch.pointers());
   CHECK(store.draws() == 1);
   for (std::size_t row = 0; row < 64; ++row) {
     const int time = static_cast<int>(batch.as<float>(kRewards)[row]);
@@ -108,14 +111,46 @@ void sampling() {
     CHECK(is_step(batch, row, time, 0, 1));
     const float mask = time % 5 == 4 ? 0.0F : 1.0F;
     CHECK(batch.as<float>(kMasks)[row] == mask);
-    CHECK(batch.as<float>(kMasks + 1)[row] == 0.5F * mask);
+    CHECK(batch.as<float>(kDiscounts)[row] == 0.5F * mask);
+    CHECK(batch.as<std::int64_t>(kIds)[row] == time);
+    CHECK(batch.as<float>(kWeights)[row] == 1.0F);
   }
-  Rows again(make_schema(), 64, make_schema().columns_out());
+  Rows again(sampler.layout(), 64);
   store.set_draws(0);
-  store.sample(64, 0.5F, again.pointers());
+  sampler.sample(64, again.pointers());
   CHECK(again.memory == batch.memory);
   const std::int64_t outside = 10;
-  CHECK_THROWS(store.gather(std::span(&outside, 1), 0.5F, batch.pointers()), std::out_of_range, "index 10");
+  CHECK_THROWS(store.gather(std::span(&outside, 1), sampler.layout(), batch.pointers()), std::out_of_range,
+               "index 10");
+}
+
+void relabels_live_steps_only() {
+  Store store(make_schema(), 4, 0);
+  for (int step = 0; step < 6; ++step) append(store, one(step, 0));  // 2 to 5 are live
+  const std::size_t rewards = store.schema().step_index("rewards");
+  const std::vector<std::int64_t> ids = {1, 2, 5, 6, -1};
+  const std::vector<float> values = {-1.0F, -2.0F, -5.0F, -6.0F, -7.0F};
+  CHECK(store.relabel(rewards, ids, reinterpret_cast<const std::byte*>(values.data())) == 2);
+  Rows batch = all(store);
+  const std::vector<float> expected = {-2.0F, 3.0F, 4.0F, -5.0F};
+  CHECK(std::equal(expected.begin(), expected.end(), batch.as<float>(kRewards)));
+  const std::size_t ends = store.schema().step_index("terminated");
+  CHECK_THROWS(store.relabel(ends, ids, reinterpret_cast<const std::byte*>(values.data())), Error,
+               "says where episodes end");
+  const std::vector<float> endless(5, std::numeric_limits<float>::infinity());
+  CHECK_THROWS(store.relabel(rewards, ids, reinterpret_cast<const std::byte*>(endless.data())), Error,
+               "(inf)");
+  CHECK(all(store).memory == batch.memory);
+}
+
+void finds_the_starts_of_episodes() {
+  Store store(make_schema(), 6, 0);
+  for (int step = 0; step < 8; ++step) append(store, one(step, 0, 1, step == 3, step == 5));
+  append(store, one(20, 0));  // 3 to 7 are live before it
+  const Reading reading = store.reading();
+  CHECK(reading.begin() == 3 && reading.end() == 9);
+  CHECK((store.episode_starts(reading) == std::vector<std::int64_t>{0, 1, 3, 5}));
+  CHECK((store.continues(reading) == std::vector<std::uint8_t>{0, 0, 1, 0, 1, 0}));
 }
 
 void state_round_trip() {
@@ -144,7 +179,7 @@ void state_round_trip() {
 
 void refuses_impossible_capacities() {
   CHECK_THROWS(Store(make_schema(), 0, 0), Error, "capacity is 0");
-  CHECK_THROWS(Store(make_schema(), std::size_t{1} << 40, 0), Error, "2^32");
+  CHECK_THROWS(Store(make_schema(), std::size_t{1} << 40, 0), Error, "at most 2^31 - 1");
 }
 
 }  // namespace
@@ -156,6 +191,8 @@ int main() {
   continuity_is_checked();
   an_error_stores_nothing();
   sampling();
+  relabels_live_steps_only();
+  finds_the_starts_of_episodes();
   state_round_trip();
   refuses_impossible_capacities();
   return serl_fast::test::summary();

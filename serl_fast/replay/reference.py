@@ -7,6 +7,7 @@ episode or when the ring wraps around. The same calls give the same batches, sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,56 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from serl_fast.replay import state as states
-from serl_fast.replay.schema import Array, Batch, Schema, Transition
-from serl_fast.replay.store import Continues, age_indices, row_count
-
-_MASK = np.uint64(0xFFFFFFFF)
-_SHIFT = np.uint64(32)
-
-
-def philox4x32(counter: tuple[Array, Array, Array, Array], key: tuple[int, int]) -> tuple[Array, ...]:
-    """Philox4x32-10 for many counters at once.
-
-    Args:
-        counter: four arrays of uint64 that hold 32-bit words.
-        key: two 32-bit words.
-
-    Returns:
-        Four such arrays.
-
-    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
-    """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
-        c0, c1 = (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0), p1 & _MASK
-        c2, c3 = (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1), p0 & _MASK
-        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
-    return c0, c1, c2, c3
-
-
-def uniform_indices(seed: int, draw: int, bound: int, count: int) -> npt.NDArray[np.int64]:
-    """Unbiased numbers below ``bound`` (< 2^32), by Lemire's method, as the C++ core draws them.
-
-    The key is the seed and the counter (row, attempt, draw); the first two words make the 64-bit number x.
-    The result is the high word of x · bound; x is drawn again where the low word is below 2^64 mod bound.
-
-    Source: Lemire, "Fast random integer generation in an interval", 2019.
-    """
-    result = np.zeros(count, np.int64)
-    pending = np.arange(count, dtype=np.uint64)
-    attempt = 0
-    while pending.size:
-        words = [np.full_like(pending, word) for word in (attempt, draw % 2**32, draw >> 32)]
-        low, high, *_ = philox4x32((pending, words[0], words[1], words[2]), (seed % 2**32, seed >> 32))
-        lower = low * np.uint64(bound)
-        upper = high * np.uint64(bound) + (lower >> _SHIFT)  # the product's upper 96 bits
-        accepted = ((upper << _SHIFT) | (lower & _MASK)) >= np.uint64(2**64 % bound)
-        result[pending[accepted].astype(np.int64)] = (upper >> _SHIFT)[accepted].astype(np.int64)
-        pending = pending[~accepted]
-        attempt += 1
-    return result
+from serl_fast.replay.convert import to_stored
+from serl_fast.replay.layout import Array, Batch
+from serl_fast.replay.reference_random import SumTree
+from serl_fast.replay.reference_sampler import NumpySampler
+from serl_fast.replay.sampler import age_indices
+from serl_fast.replay.schema import Schema, Transition
+from serl_fast.replay.store import Continues, row_count
 
 
 class NumpyReplayStore:
@@ -74,16 +32,17 @@ class NumpyReplayStore:
         self.capacity = capacity
         self.seed = seed
         self.draws = 0
-        self.appended = 0
+        self.first_id = 0  # of the oldest step; step n lies in row n % capacity
+        self.appended = 0  # the number of the next step
+        self.priorities: NumpyPriorities | None = None
         self._columns = [np.zeros((capacity, *field.row_shape), field.dtype) for field in schema.inputs]
         self._continues = np.zeros(capacity, bool)
-        self._next = 0  # step number of the next step; step n lies in row n % capacity
-        names = [field.name for field in schema.inputs]
-        self._terminated, self._truncated = names.index("terminated"), names.index("truncated")
+        self._names = [field.name for field in schema.inputs]
+        self._terminated, self._truncated = self._names.index("terminated"), self._names.index("truncated")
 
     def __len__(self) -> int:
         """Number of transitions held now."""
-        return min(self._next, self.capacity)
+        return self.appended - self.first_id
 
     def append(self, transition: Transition, continues: Continues = None) -> None:
         """See ``ReplayStore.append``."""
@@ -102,12 +61,23 @@ class NumpyReplayStore:
         self._validate(columns)
         planned = [self._decide(columns, row, wishes[row]) for row in range(rows)]
         for row in range(rows):
-            place = self._next % self.capacity
-            for mine, given in zip(self._columns, columns, strict=True):
-                mine[place] = given[row]
-            self._continues[place] = planned[row]
-            self._next += 1
-            self.appended += 1
+            self._put([given[row] for given in columns], planned[row])
+
+    def _put(self, values: list[Array], continues: bool) -> None:
+        place = self.appended % self.capacity
+        for mine, given in zip(self._columns, values, strict=True):
+            mine[place] = given
+        self._continues[place] = continues
+        if self.priorities:
+            self.priorities.insert(self.leaf(self.appended))
+        self.appended += 1
+        if len(self) > self.capacity:
+            self._give_up_oldest()
+
+    def _give_up_oldest(self) -> None:
+        if self.priorities:
+            self.priorities.remove(self.leaf(self.first_id))
+        self.first_id += 1
 
     def _validate(self, columns: list[Array]) -> None:
         for field, column in zip(self.schema.inputs, columns, strict=True):
@@ -130,53 +100,112 @@ class NumpyReplayStore:
         if row > 0:
             previous = [column[row - 1] for column in columns]
         else:
-            previous = [column[(self._next - 1) % self.capacity] for column in self._columns]
+            previous = [column[(self.appended - 1) % self.capacity] for column in self._columns]
         if previous[self._terminated] or previous[self._truncated]:
             return False
         count = len(self.schema.observations)
         return all(columns[f][row].tobytes() == previous[count + f].tobytes() for f in range(count))
 
+    def sampler(self, *args: Any, **kwargs: Any) -> NumpySampler:
+        """See ``ReplayStore.sampler``."""
+        return NumpySampler(self, *args, **kwargs)
+
     def sample(self, batch_size: int, discount: float = 0.99) -> Batch:
         """See ``ReplayStore.sample``."""
-        batch = self.empty_batch(batch_size)
-        self.sample_into(batch, discount)
-        return batch
+        return self.sampler(discount).sample(batch_size)
 
     def sample_into(self, batch: Batch, discount: float = 0.99) -> None:
         """See ``ReplayStore.sample_into``."""
-        if not len(self):
-            raise ValueError("the store is empty; append a transition before sampling")
-        out, rows = self.schema.batch_columns(batch)
-        self._gather(uniform_indices(self.seed, self.draws, len(self), rows), out, discount)
-        self.draws += 1
+        self.sampler(discount).sample_into(batch)
 
     def empty_batch(self, batch_size: int) -> Batch:
         """See ``ReplayStore.empty_batch``."""
-        return self.schema.empty_batch(batch_size)
+        return self.sampler().empty_batch(batch_size)
 
     def batch_at(self, indices: npt.ArrayLike, discount: float = 0.99) -> Batch:
         """See ``ReplayStore.batch_at``."""
-        ages = age_indices(indices)
-        if ((ages < 0) | (ages >= len(self))).any():
-            raise IndexError(f"an index is outside the {len(self)} transitions of the store")
-        batch = self.empty_batch(len(ages))
-        self._gather(ages, self.schema.batch_columns(batch)[0], discount)
-        return batch
+        return self.sampler(discount).batch_at(indices)
 
-    def _rows(self, ages: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return (self._next - len(self) + ages) % self.capacity
+    def relabel(self, field: str, ids: npt.ArrayLike, values: npt.ArrayLike) -> int:
+        """See ``ReplayStore.relabel``."""
+        steps = {form.name: form for form in self.schema.steps}
+        if field not in steps or field in ("terminated", "truncated"):
+            raise ValueError(f"field '{field}' cannot be relabelled")
+        numbers = age_indices(ids)
+        column = to_stored(values, field, steps[field].dtype, (len(numbers), *steps[field].shape))
+        if not np.isfinite(column).all():
+            raise ValueError(f"field '{field}' holds a non-finite value")
+        mine = self._columns[self._names.index(field)]
+        live = [row for row, number in enumerate(numbers.tolist()) if self.is_live(number)]
+        for row in live:
+            mine[numbers[row] % self.capacity] = column[row]
+        return len(live)
 
-    def _gather(self, ages: npt.NDArray[np.int64], out: list[Array], discount: float) -> None:
-        rows = self._rows(ages)
-        for column, target in zip(self._columns, out, strict=False):
-            target[...] = column[rows]
-        masks, discounts = out[-2:]
-        masks[...] = 1.0 - self._columns[self._terminated][rows]
-        discounts[...] = np.float32(discount) * masks
+    def prioritize(self, alpha: float = 0.6, epsilon: float = 1e-6) -> None:
+        """See ``ReplayStore.prioritize``."""
+        made = NumpyPriorities(alpha, epsilon, self._spare + self.capacity)
+        if self.priorities:
+            raise ValueError("the store keeps priorities already")
+        self.priorities = made
+        for number in range(self.first_id, self.appended):
+            made.insert(self.leaf(number))
+
+    def update_priorities(self, ids: npt.ArrayLike, priorities: npt.ArrayLike) -> int:
+        """See ``ReplayStore.update_priorities``."""
+        numbers, errors = age_indices(ids), np.asarray(priorities, np.float32).reshape(-1)
+        if self.priorities is None or len(numbers) != len(errors):
+            raise ValueError("no priorities are kept, or not one for each id is given")
+        if not ((errors >= 0) & (errors <= np.float32(1e28))).all():
+            raise ValueError("a priority is negative or not finite")
+        live = [row for row, number in enumerate(numbers.tolist()) if self.is_live(number)]
+        self.priorities.update([self.leaf(int(numbers[row])) for row in live], errors[live].tolist())
+        return len(live)
+
+    # --- for the sampler -----------------------------------------------------------------------------------------
+
+    @property
+    def _spare(self) -> int:
+        # The C++ store's spare rows: sums of priorities round alike only where the leaves lie alike.
+        return min(max(self.capacity // 128, 16), 65536)
+
+    def leaf(self, number: int) -> int:
+        """Where the sum tree keeps the priority of a step."""
+        return number % (self.capacity + self._spare)
+
+    def next_draw(self) -> int:
+        """Use up a draw number."""
+        self.draws += 1
+        return self.draws - 1
+
+    def is_live(self, number: int) -> bool:
+        """Whether the step is still held."""
+        return self.first_id <= number < self.appended
+
+    def transition(self, number: int) -> dict[str, Any]:
+        """All columns of a live step."""
+        assert self.is_live(number)
+        return {name: column[number % self.capacity] for name, column in zip(self._names, self._columns, strict=True)}
+
+    def is_last(self, number: int) -> bool:
+        """Whether a live step ended its episode or is followed by one that does not continue it."""
+        row = number % self.capacity
+        interrupted = self.is_live(number + 1) and not self._continues[(number + 1) % self.capacity]
+        return bool(self._columns[self._terminated][row] or self._columns[self._truncated][row] or interrupted)
+
+    def last_of_episode(self, number: int) -> int:
+        """The last step of the episode (or stretch) of a live step, as far as it is stored."""
+        while self.is_live(number + 1) and not self.is_last(number):
+            number += 1
+        return number
+
+    # --- the state -----------------------------------------------------------------------------------------------
+
+    def _rows(self) -> npt.NDArray[np.int64]:
+        return np.arange(self.first_id, self.appended) % self.capacity
 
     def state_dict(self) -> dict[str, Array]:
         """See ``ReplayStore.state_dict``."""
-        rows = self._rows(np.arange(len(self)))
+        rows = self._rows()
         continues = self._continues[rows]
         continues[:1] = False  # what it continued is gone
         count = len(self.schema.observations)
@@ -199,18 +228,50 @@ class NumpyReplayStore:
         """See ``ReplayStore.load_state_dict``; the state is taken on trust here."""
         numbers, continues, records, steps = states.unpack(self.schema, state)
         older = max(field.stack for field in self.schema.observations) - 1
-        count = len(self.schema.observations)
-        self._next = 0
+        while len(self):
+            self._give_up_oldest()
+        self.first_id = self.appended = numbers["appended"] - len(continues)
         record = -1  # of the observation of the step at hand
         for step, follows in enumerate(continues):
             record += 1 if follows or step == 0 else 2
             record += 0 if follows else older
-            for f, field in enumerate(self.schema.observations):
-                for column, newest in ((f, record), (count + f, record + 1)):
-                    frames = records[f][newest + 1 - field.stack : newest + 1]
-                    self._columns[column][step] = frames if field.stack > 1 else frames[0]
-            for mine, given in zip(self._columns[2 * count :], steps, strict=True):
-                mine[step] = given[step]
-            self._continues[step] = follows
-            self._next += 1
-        self.seed, self.draws, self.appended = numbers["seed"], numbers["draws"], numbers["appended"]
+            values = []
+            for newest in (record, record + 1):
+                for frames, field in zip(records, self.schema.observations, strict=True):
+                    stack = frames[newest + 1 - field.stack : newest + 1]
+                    values.append(stack if field.stack > 1 else stack[0])
+            self._put([*values, *(column[step] for column in steps)], follows)
+        self.seed, self.draws = numbers["seed"], numbers["draws"]
+
+
+class NumpyPriorities:
+    """What ``csrc/include/serl_fast/priorities.h`` describes: p^alpha of every live step.
+
+    Args:
+        alpha: in [0, 1].
+        epsilon: above 0.
+        leaves: of the tree.
+    """
+
+    def __init__(self, alpha: float, epsilon: float, leaves: int) -> None:
+        if not 0.0 <= alpha <= 1.0 or not 0.0 < epsilon < math.inf:
+            raise ValueError(f"alpha is {alpha}, epsilon {epsilon}")
+        self.alpha, self.epsilon = alpha, epsilon
+        self.tree = SumTree(leaves)
+        self.largest = 1.0
+
+    def insert(self, leaf: int) -> None:
+        """A new step: the largest priority so far."""
+        self.tree.set([leaf], [self.largest])
+
+    def remove(self, leaf: int) -> None:
+        """A step was given up."""
+        self.tree.set([leaf], [0.0])
+
+    def update(self, leaves: list[int], errors: list[float]) -> None:
+        """(error + epsilon)^alpha for each leaf."""
+        values = [float(np.float32(math.pow(error + self.epsilon, self.alpha))) for error in errors]
+        if any(value > np.float32(1e28) for value in values):
+            raise ValueError("a priority is too large")
+        self.tree.set(leaves, values)
+        self.largest = max([self.largest, *values])

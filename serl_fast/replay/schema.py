@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,7 +25,6 @@ from serl_fast.replay.fields import (
 
 Array = npt.NDArray[Any]
 Transition = Mapping[str, Any]
-Batch = dict[str, Any]
 # Of an observation: None stands for an array, a dict has a structure for every key.
 Structure = dict[str, Any] | None
 
@@ -37,12 +36,14 @@ class Schema:
         observations: one field named ``"observations"``, or fields named ``"observations/<key>[/<key>…]"``.
         steps: ``actions``, ``rewards``, ``terminated``, ``truncated`` and the extra fields.
 
+        on_request: names of observation fields (or of dicts of them) that batches hold only where asked for,
+            such as the camera of the reward classifier.
+
     Attributes:
         inputs: the columns of a transition: observations, next observations, steps.
-        outputs: the columns of a batch: the inputs, ``masks`` and ``discounts``.
     """
 
-    def __init__(self, observations: Sequence[Field], steps: Sequence[Field]) -> None:
+    def __init__(self, observations: Sequence[Field], steps: Sequence[Field], on_request: Collection[str] = ()) -> None:
         # In an order of their own, so that the order of the user's keys does not matter.
         self.observations = tuple(sorted(observations, key=lambda field: field.name))
         standard = ["actions", *REQUIRED]
@@ -50,13 +51,15 @@ class Schema:
         self.steps = (*(field for field in steps if field.name in standard), *extras)
         following = tuple(Field("next_" + f.name, f.dtype, f.shape, f.stack) for f in self.observations)
         self.inputs = (*self.observations, *following, *self.steps)
-        self.outputs = (*self.inputs, Field("masks", "float32", ()), Field("discounts", "float32", ()))
+        self.on_request = frozenset(_on_request(self.observations, on_request))
         self._structure = _structure_of(self.observations)
         self._step_names = tuple(field.name for field in self.steps)
         self._known = {"observations", "next_observations", "infos", "masks", "dones", *self._step_names}
 
     @classmethod
-    def from_example(cls, transition: Transition, frame_stack: int | Mapping[str, int] = 1) -> Schema:
+    def from_example(
+        cls, transition: Transition, frame_stack: int | Mapping[str, int] = 1, on_request: Collection[str] = ()
+    ) -> Schema:
         """Take names, dtypes and shapes from one transition; see ``ReplayStore.from_example``."""
         leaves = example_leaves("observations", _get(transition, "observations"))
         (actions, *more) = example_leaves("actions", _get(transition, "actions"))
@@ -64,7 +67,7 @@ class Schema:
             raise TypeError("field 'actions' is a mapping; only observations may be nested")
         observations = observation_fields(leaves, frame_stack)
         steps = step_fields(actions, extra_leaves(transition))
-        schema = cls(observations, steps)
+        schema = cls(observations, steps, on_request)
         schema.convert(schema.columns(transition))  # the rest of the example must fit as well
         return schema
 
@@ -75,6 +78,7 @@ class Schema:
         action_space: Any,
         frame_stack: int | Mapping[str, int] = 1,
         extra: Mapping[str, Any] | None = None,
+        on_request: Collection[str] = (),
     ) -> Schema:
         """Take names, dtypes and shapes from gymnasium spaces; see ``ReplayStore.from_space``."""
         observations = observation_fields(space_leaves("observations", observation_space), frame_stack)
@@ -82,11 +86,13 @@ class Schema:
         if more or actions[0] != "actions":
             raise TypeError("the action space is a Dict; the store holds one array of actions")
         forms = ((name, form if isinstance(form, tuple) else (form, ())) for name, form in (extra or {}).items())
-        return cls(observations, step_fields(actions, [extra_leaf(name, *form) for name, form in forms]))
+        steps = step_fields(actions, [extra_leaf(name, *form) for name, form in forms])
+        return cls(observations, steps, on_request)
 
     def to_json(self) -> str:
         """The schema as text, from which ``from_json`` makes an equal one."""
-        return json.dumps({key: [asdict(f) for f in getattr(self, key)] for key in ("observations", "steps")})
+        tables = {key: [asdict(f) for f in getattr(self, key)] for key in ("observations", "steps")}
+        return json.dumps({**tables, "on_request": sorted(self.on_request)})
 
     @classmethod
     def from_json(cls, text: str) -> Schema:
@@ -97,7 +103,7 @@ class Schema:
                 [Field(f["name"], f["dtype"], tuple(f["shape"]), f["stack"]) for f in tables[key]]
                 for key in ("observations", "steps")
             )
-            return cls(observations, steps)
+            return cls(observations, steps, tables["on_request"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no schema of a replay store: {error!r}") from error
 
@@ -140,37 +146,6 @@ class Schema:
             for value, field in zip(values, self.inputs, strict=True)
         ]
 
-    def empty_batch(self, batch_size: int) -> Batch:
-        """Uninitialised arrays of the right names, shapes ``[B, …]`` and dtypes for ``batch_size`` rows."""
-        if batch_size < 1:
-            raise ValueError(f"the batch size is {batch_size}; it is at least 1")
-        arrays = [np.empty((batch_size, *field.row_shape), field.dtype) for field in self.outputs]
-        return self.batch(arrays)
-
-    def batch(self, arrays: Sequence[Array]) -> Batch:
-        """Name the columns: arrays in the order of ``outputs`` become a batch, nested like observations."""
-        parts = iter(arrays)
-        batch = {key: _unflatten(self._structure, parts) for key in ("observations", "next_observations")}
-        return {**batch, **{field.name: next(parts) for field in self.outputs[2 * len(self.observations) :]}}
-
-    def batch_columns(self, batch: Batch) -> tuple[list[Array], int]:
-        """The arrays of a batch in the order of ``outputs``, and its number of rows; raises ValueError."""
-        values: list[Any] = []
-        for key in ("observations", "next_observations"):
-            _flatten(_get(batch, key), self._structure, key, values)
-        names = [field.name for field in self.outputs[2 * len(self.observations) :]]
-        values += [_get(batch, name) for name in names]
-        if len(batch) != len(names) + 2:
-            unknown = sorted(batch.keys() - {"observations", "next_observations", *names})
-            raise ValueError(f"field '{unknown[0]}' is unknown; a batch holds {_names(self.outputs)}")
-        for value, field in zip(values, self.outputs, strict=True):
-            if not isinstance(value, np.ndarray) or value.ndim == 0:
-                raise TypeError(f"field '{field.name}' must be a NumPy array with a leading batch axis")
-            if len(value) != len(values[0]):
-                first = f"'{self.outputs[0].name}' has {len(values[0])}"
-                raise ValueError(f"field '{field.name}' has {len(value)} rows; {first}")
-        return values, len(values[0])
-
     def require_equal(self, other: Schema, whose: str) -> None:
         """Raise a ValueError that names the first field in which ``other``, that of ``whose``, differs."""
         mine, others = ({f.name: f for f in (*s.observations, *s.steps)} for s in (self, other))
@@ -186,7 +161,7 @@ class Schema:
 
     def __eq__(self, other: object) -> bool:
         """Whether both have the same fields."""
-        return isinstance(other, Schema) and self.inputs == other.inputs
+        return isinstance(other, Schema) and self.inputs == other.inputs and self.on_request == other.on_request
 
     def __hash__(self) -> int:
         """Equal schemas have equal hashes."""
@@ -231,12 +206,6 @@ def _flatten(tree: Any, structure: Structure, name: str, values: list[Any]) -> N
         raise ValueError(f"field '{name}/{unknown}' is unknown; '{name}' has the keys {', '.join(structure)}")
 
 
-def _unflatten(structure: Structure, parts: Any) -> Any:
-    if structure is None:
-        return next(parts)
-    return {key: _unflatten(child, parts) for key, child in structure.items()}
-
-
 def _structure_of(observations: Sequence[Field]) -> Structure:
     root: dict[str, Any] = {}
     for field in observations:
@@ -249,6 +218,19 @@ def _structure_of(observations: Sequence[Field]) -> Structure:
         raise ValueError("a store needs observations, named 'observations' or 'observations/<key>'")
     structure: Structure = root["observations"]
     return structure
+
+
+def _on_request(observations: Sequence[Field], names: Collection[str]) -> list[str]:
+    if isinstance(names, str):
+        raise TypeError(f"on_request is the text {names!r}; it is a sequence of names")
+    found = []
+    for name in names:
+        full = name if name.startswith("observations/") else f"observations/{name}"
+        matches = [f.name for f in observations if f.name == full or f.name.startswith(full + "/")]
+        if not matches:
+            raise ValueError(f"on_request names '{name}', which is no observation field")
+        found += matches
+    return found
 
 
 def _ends(transition: Transition, rows: int | None) -> tuple[Any, Any]:

@@ -1,13 +1,8 @@
-"""The state of a store as a flat dict of arrays, and the file it is saved in."""
+"""The state of a store as a flat dict of arrays."""
 
 from __future__ import annotations
 
-import os
-import threading
-import zipfile
-import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +26,7 @@ def pack(
         steps: per step field ``[N, …]``.
 
     Returns:
-        A dict of arrays that ``unpack`` and ``write_file`` take.
+        A dict of arrays that ``unpack`` takes.
     """
     state: dict[str, Array] = {"format": np.array(FORMAT), "schema": np.array(schema.to_json())}
     state.update({key: np.array(numbers[key], np.uint64) for key in _NUMBERS})
@@ -67,44 +62,6 @@ def require_format(state: Mapping[str, Any]) -> None:
     version = int(_part(state, "format"))
     if version != FORMAT:
         raise ValueError(f"the state has format {version}; this version of serl_fast reads format {FORMAT}")
-
-
-def write_file(path: str | os.PathLike[str], state: Mapping[str, Array]) -> None:
-    """Write a state so that ``path`` holds the old content or the new one, never a part.
-
-    The file is written beside ``path``, forced to the disk and renamed.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **state)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name, too, must survive a power cut
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def read_file(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """Read what ``write_file`` wrote; raises ValueError for a truncated, damaged or foreign file."""
-    damage = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, AttributeError, KeyError)
-    with open(path, "rb") as file:
-        try:
-            # Only numbers and text are read, never pickled objects, so a file cannot run code.
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            with archive:
-                return {key: archive[key] for key in archive.files}
-        except damage as error:
-            raise ValueError(f"{os.fspath(path)} is not a complete file of a replay store: {error}") from error
 
 
 def _part(state: Mapping[str, Any], key: str) -> Any:

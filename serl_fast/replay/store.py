@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal, NoReturn, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from serl_fast.replay import _native
 from serl_fast.replay import state as states
+from serl_fast.replay.convert import to_stored
 from serl_fast.replay.fields import Field
-from serl_fast.replay.schema import Array, Batch, Schema, Transition
-
-try:
-    from serl_fast.replay import _native
-except ImportError as error:
-    raise ImportError(
-        f"the extension of serl_fast cannot be loaded ({error}); build it in its repository: pip install -e ."
-    ) from error
+from serl_fast.replay.files import InFiles, word
+from serl_fast.replay.layout import Batch
+from serl_fast.replay.limiter import RateLimiter, counted, counting
+from serl_fast.replay.sampler import Order, Sampler, age_indices
+from serl_fast.replay.schema import Array, Schema, Transition
+from serl_fast.replay.slices import Slice
 
 Continues = bool | None
 
 
-class ReplayStore:
+class ReplayStore(InFiles):
     """The latest ``capacity`` transitions, each observation kept once, sampled uniformly.
 
     A transition is a dict with the keys ``observations``, ``actions``, ``next_observations``, ``rewards``,
@@ -52,13 +53,25 @@ class ReplayStore:
             raise ValueError(f"the capacity is {capacity}; a store holds at least one transition")
         observations, steps = map(_tuples, (schema.observations, schema.steps))
         try:
-            self._native = _native.Store(observations, steps, capacity, _word("seed", seed))
+            native = _native.Store(observations, steps, capacity, word("seed", seed))
         except MemoryError as error:
             raise MemoryError(f"no memory for {capacity} transitions of {schema}; lower the capacity") from error
+        self._start(native, schema)
+
+    def _start(self, native: _native.Store, schema: Schema) -> None:
+        self.schema = schema
+        self._native = native
+        self.limiter = None
+        self._default = self._own_sampler(0.99)
 
     @classmethod
     def from_example(
-        cls, transition: Transition, capacity: int, seed: int = 0, frame_stack: int | Mapping[str, int] = 1
+        cls,
+        transition: Transition,
+        capacity: int,
+        seed: int = 0,
+        frame_stack: int | Mapping[str, int] = 1,
+        on_request: Collection[str] = (),
     ) -> ReplayStore:
         """Make an empty store for transitions like the given one.
 
@@ -69,6 +82,8 @@ class ReplayStore:
             frame_stack: how many frames an observation field stacks on its first axis, by key
                 (``{"front": 3}``, ``{"images/front": 3}``), or one number for all images (uint8 fields with
                 three axes or more). Such a field is stored frame by frame and given back as stacks.
+            on_request: keys of observations that batches hold only where a sampler asks for them, such as the
+                camera that only the reward classifier looks at.
 
         Returns:
             The store, empty.
@@ -76,7 +91,7 @@ class ReplayStore:
         Raises:
             TypeError, ValueError: the example contradicts itself or has something that cannot be stored.
         """
-        return cls(Schema.from_example(transition, frame_stack), capacity, seed)
+        return cls(Schema.from_example(transition, frame_stack, on_request), capacity, seed)
 
     @classmethod
     def from_space(
@@ -87,6 +102,7 @@ class ReplayStore:
         seed: int = 0,
         frame_stack: int | Mapping[str, int] = 1,
         extra: Mapping[str, Any] | None = None,
+        on_request: Collection[str] = (),
     ) -> ReplayStore:
         """Make an empty store for an environment's spaces.
 
@@ -97,6 +113,7 @@ class ReplayStore:
             seed: of the sampling.
             frame_stack: as for ``from_example``.
             extra: further fields of a step, ``{name: dtype}`` for one number or ``{name: (dtype, shape)}``.
+            on_request: as for ``from_example``.
 
         Returns:
             The store, empty.
@@ -104,7 +121,8 @@ class ReplayStore:
         Raises:
             TypeError, ValueError: a space or dtype cannot be stored.
         """
-        return cls(Schema.from_space(observation_space, action_space, frame_stack, extra), capacity, seed)
+        schema = Schema.from_space(observation_space, action_space, frame_stack, extra, on_request)
+        return cls(schema, capacity, seed)
 
     def append(self, transition: Transition, continues: Continues = None) -> None:
         """Store one transition; once the store is full it takes the place of the oldest.
@@ -119,11 +137,22 @@ class ReplayStore:
             TypeError, ValueError: something does not fit, is not finite, or ``continues`` is wrong. The
                 message names the field; nothing was stored.
         """
-        values = self.schema.columns(transition)
-        if not self._native.try_append(values, continues):
-            converted: list[Any] = list(self.schema.convert(values))
-            stored = self._native.try_append(converted, continues)
-            assert stored, "converted values have the stored layout"
+        if self._try_append(transition, continues):
+            return
+        values = self.schema.convert(self.schema.columns(transition))
+        wishes = [] if continues is None else _wishes(continues).reshape(-1).tolist()
+        with counting(self._limiter, 1):
+            self._native.extend([value[None] for value in values], 1, wishes)
+
+    def appender(self) -> Callable[..., None]:
+        """A function that appends one transition given as arrays, in the order of ``schema.inputs``.
+
+        The fastest way in: ``append(observations, next_observations, actions, rewards, terminated, truncated)``
+        for a store without nested observations or extras. Scalars may be Python numbers; nothing else is
+        converted. It raises TypeError for another dtype, shape or order, and otherwise what ``append`` raises.
+        """
+        append: Callable[..., None] = self._native.appender_of_columns()
+        return append if self._limiter is None else counted(self._limiter, append)
 
     def extend(self, columns: Transition, continues: Continues | npt.ArrayLike = None) -> None:
         """Store many transitions, oldest first: all of them or, after an error, none.
@@ -136,11 +165,83 @@ class ReplayStore:
         Raises:
             TypeError, ValueError: as for ``append``; the message names the row as well.
         """
+        if continues is None and self._limiter is None and self._native.try_extend(columns, []):
+            return  # nothing had to be converted
         rows, wishes = row_count(columns), _wishes(continues)
         if wishes.ndim and wishes.shape != (rows,):
             raise ValueError(f"continues has shape {wishes.shape}; it is one value or ({rows},)")
-        converted = self.schema.convert(self.schema.columns(columns, rows), rows)
-        self._native.extend(converted, rows, wishes.reshape(-1).tolist())
+        first = [] if continues is None else wishes.reshape(-1).tolist()
+        with counting(self._limiter, rows):
+            if self._native.try_extend(columns, first):
+                return
+            converted = self.schema.convert(self.schema.columns(columns, rows), rows)
+            self._native.extend(converted, rows, first)
+
+    def sampler(
+        self,
+        discount: float = 0.99,
+        *,
+        n_step: int = 1,
+        sequence_length: int | None = None,
+        pad: Literal["next", "last"] = "next",
+        fields: Iterable[str] | None = None,
+        order: Order = "uniform",
+        beta: float = 0.4,
+        ids: bool = False,
+    ) -> Sampler:
+        """Make a sampler: what batches hold, and how their steps are drawn.
+
+        A row of a *transition* batch starts at a step s. With ``n_step`` = n it reaches to step m, the last of
+        the at most n steps of the same episode (and of the same unbroken stretch) that are stored by now:
+        rewards = Σ_k γ^k r_{s+k}, discounts = γ^(m-s+1) · masks, masks = 1 - terminated; next_observations,
+        terminated and truncated are those of step m. A TD target is ``rewards + discounts · value``.
+
+        A row of a *sequence* batch holds L steps, s … s+L-1, as they were stored: ``full_observations``,
+        ``next_observations``, ``actions``, ``next_actions``, … ``[B, L, …]``, and ``observations [B, …]`` of step
+        s. rewards[k] = Σ_{j≤k} γ^j r_{s+j}; masks the running minimum of 1 - terminated; discounts[k] =
+        γ^(k+1) · masks[k]; terminals 1 from the last step of the episode on; valid 1 up to it and 0 after it.
+
+        Args:
+            discount: γ in [0, 1].
+            n_step: steps in a return, at least 1; 1 with sequences.
+            sequence_length: L, or None for transitions.
+            pad: what stands in a sequence after the end of an episode. "next": the steps stored next, hidden
+                by ``valid``; sequences start where L steps follow. "last": the episode's last step again and
+                again, which adds nothing to rewards and discounts; sequences start anywhere.
+            fields: names of the arrays wanted, or of dicts of them; None for all but those on request.
+            order: "uniform": with replacement. "prioritized": by priority, see ``prioritize``; batches then
+                hold ``ids`` and ``weights``, (N · P(i))^-beta over the largest of the batch. "epoch": every
+                step once in an order by chance, then all again in another.
+            beta: exponent of the weights, in [0, 1].
+            ids: whether batches hold the numbers of their steps, int64, for ``relabel``.
+
+        Returns:
+            The sampler. It may be used by several threads; those that are "epoch" share one order.
+
+        Raises:
+            TypeError, ValueError: an argument is out of range or names what there is not.
+        """
+        return Sampler(
+            self,
+            discount,
+            n_step=n_step,
+            sequence_length=sequence_length,
+            pad=pad,
+            fields=fields,
+            order=order,
+            beta=beta,
+            ids=ids,
+        )
+
+    def _sampler_of(self, discount: float) -> Sampler:
+        default = self._default  # read and replaced as one: other threads may ask for another discount
+        if discount != default[0]:
+            self._default = default = self._own_sampler(discount)
+        return default[1]
+
+    def _own_sampler(self, discount: float) -> tuple[float, Sampler]:
+        # Through a proxy: in a cycle, memory and files would outlive the store until they are collected.
+        return discount, Sampler(weakref.proxy(self), discount)
 
     def sample(self, batch_size: int, discount: float = 0.99) -> Batch:
         """Draw transitions uniformly, with replacement, into fresh arrays.
@@ -158,46 +259,74 @@ class ReplayStore:
         Raises:
             ValueError: the store is empty, or an argument is out of range.
         """
-        batch = self.empty_batch(batch_size)
-        self.sample_into(batch, discount)
-        return batch
+        return self._sampler_of(discount).sample(batch_size)
 
     def sample_into(self, batch: Batch, discount: float = 0.99) -> None:
-        """Draw transitions into the caller's arrays, as many as their leading axis holds.
-
-        Args:
-            batch: C-contiguous writable arrays with the names, shapes and dtypes of ``empty_batch``.
-            discount: γ in [0, 1].
-
-        Raises:
-            TypeError, ValueError: an array does not fit, or the store is empty. Nothing was drawn.
-        """
-        self._sample_columns(*self.schema.batch_columns(batch), discount)
-
-    def _sample_columns(self, columns: list[Array], rows: int, discount: float) -> None:
-        self._native.sample(columns, rows, discount)
+        """Draw transitions into the caller's arrays; see ``Sampler.sample_into``."""
+        self._sampler_of(discount).sample_into(batch)
 
     def empty_batch(self, batch_size: int) -> Batch:
         """Uninitialised arrays for ``sample_into``."""
-        return self.schema.empty_batch(batch_size)
+        return self._default[1].empty_batch(batch_size)
 
     def batch_at(self, indices: npt.ArrayLike, discount: float = 0.99) -> Batch:
-        """The transitions of the given ages, 0 the oldest, in fresh arrays.
+        """The transitions of the given ages, 0 the oldest; see ``Sampler.batch_at``."""
+        return self._sampler_of(discount).batch_at(indices)
+
+    def relabel(self, field: str, ids: npt.ArrayLike, values: npt.ArrayLike) -> int:
+        """Give a step field of some transitions another value: rewards of a new classifier, labels, penalties.
 
         Args:
-            indices: [B] integers in [0, len(store)).
-            discount: γ in [0, 1].
+            field: a field of a step: ``"rewards"``, ``"actions"``, an extra one.
+            ids: [N] numbers of the transitions, as batches have them (``sampler(ids=True)``); the transition of
+                age i has the number ``first_id + i``.
+            values: [N, …] like a column of the field.
 
         Returns:
-            A batch like that of ``sample``.
+            How many were changed; transitions that the store has given up are passed over.
 
         Raises:
-            IndexError: an index is outside the store.
+            TypeError, ValueError: an unknown field, ``terminated`` or ``truncated`` (they say where episodes end),
+                or values that do not fit. Nothing was changed.
         """
-        ages = age_indices(indices)
-        batch = self.empty_batch(len(ages))
-        self._native.gather(ages, self.schema.batch_columns(batch)[0], discount)
-        return batch
+        names = [f.name for f in self.schema.steps]
+        if field not in names:
+            raise ValueError(f"field '{field}' is no field of a step; those are {', '.join(names)}")
+        numbers = age_indices(ids)
+        form = self.schema.steps[names.index(field)]
+        column = to_stored(values, field, form.dtype, (len(numbers), *form.shape))
+        return self._native.relabel(names.index(field), numbers, column)
+
+    def prioritize(self, alpha: float = 0.6, epsilon: float = 1e-6) -> None:
+        """Keep a priority for every transition from now on: P(i) = p_i^alpha / Σ p^alpha.
+
+        A new transition gets the largest priority so far (1 at first). Source: Schaul et al., "Prioritized
+        experience replay", ICLR 2016, equation 1, proportional variant.
+
+        Args:
+            alpha: in [0, 1]; 0 is uniform.
+            epsilon: added to every priority, above 0.
+
+        Raises:
+            ValueError: an argument is out of range, or priorities are kept already.
+        """
+        self._native.prioritize(float(alpha), float(epsilon))
+
+    def update_priorities(self, ids: npt.ArrayLike, priorities: npt.ArrayLike) -> int:
+        """Set p_i = priorities[i] + epsilon for the transitions ``ids``.
+
+        Args:
+            ids: [N], from a batch.
+            priorities: [N], not negative: the magnitude of the TD error.
+
+        Returns:
+            How many were set; transitions that the store has given up are passed over.
+
+        Raises:
+            ValueError: a priority is negative or not finite, or no priorities are kept; nothing was changed.
+        """
+        errors = np.asarray(priorities, np.float32).reshape(-1)
+        return self._native.update_priorities(age_indices(ids), errors)
 
     def state_dict(self) -> dict[str, Array]:
         """Everything that later results depend on, as a flat dict of arrays, oldest transition first."""
@@ -222,29 +351,29 @@ class ReplayStore:
         numbers, continues, records, steps = states.unpack(self.schema, state)
         self._native.load(continues, records, steps, numbers["seed"], numbers["draws"], numbers["appended"])
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a file, in NumPy's ``.npz`` format.
+    def episodes(self) -> list[Slice]:
+        """The episodes held now, oldest first, as views.
 
-        After a crash the file holds its previous content or the new one. The store may be used meanwhile.
+        One ends where a transition was terminated or truncated, and where the next one does not continue it.
+        The first may have lost its beginning, the last may go on.
         """
-        states.write_file(path, self.state_dict())
+        first, end, starts = self._native.episode_starts()
+        edges = [first + int(age) for age in starts] + [end]
+        return [Slice(self, start, stop) for start, stop in itertools.pairwise(edges)]
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ReplayStore:
-        """Make a store from a file that ``save`` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, damaged or something else; the message names it.
-        """
-        state = states.read_file(path)
-        try:
-            states.require_format(state)
-            store = cls(states.schema_of(state), int(state["capacity"]))
-            store.load_state_dict(state)
-        except (ValueError, TypeError, KeyError, MemoryError) as error:
-            raise ValueError(f"{os.fspath(path)} is not a file of a replay store: {error}") from error
-        return store
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Slice: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | Slice:
+        """The transition of an age, as it was appended, or a view of several; 0 is the oldest, -1 the newest."""
+        first, size = self.first_id, len(self)
+        if not isinstance(index, slice):
+            return Slice(self, first, first + size)[operator.index(index)]
+        start, stop, step = index.indices(size)
+        if step != 1:
+            raise ValueError(f"the step is {step}; a slice of a store is made of neighbours, step 1")
+        return Slice(self, first + start, first + stop)
 
     def __len__(self) -> int:
         """Number of transitions held now."""
@@ -261,9 +390,25 @@ class ReplayStore:
         return self._native.appended
 
     @property
+    def first_id(self) -> int:
+        """Number of the oldest transition held: that of age 0."""
+        return self._native.first_id
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the contents occupy; what is reserved for the worst case is larger, but not resident."""
         return self._native.bytes_used
+
+    @property
+    def limiter(self) -> RateLimiter | None:
+        """What ``append`` and ``extend`` wait for, and functions that ``appender`` returns from then on."""
+        return self._limiter
+
+    @limiter.setter
+    def limiter(self, limiter: RateLimiter | None) -> None:
+        append: Callable[..., Any] = self._native.appender_of_dicts()
+        self._try_append = append if limiter is None else counted(limiter, append)
+        self._limiter = limiter
 
     @property
     def seed(self) -> int:
@@ -272,7 +417,7 @@ class ReplayStore:
 
     @seed.setter
     def seed(self, seed: int) -> None:
-        self._native.seed = _word("seed", seed)
+        self._native.seed = word("seed", seed)
 
     @property
     def draws(self) -> int:
@@ -281,11 +426,14 @@ class ReplayStore:
 
     @draws.setter
     def draws(self, draws: int) -> None:
-        self._native.draws = _word("draws", draws)
+        self._native.draws = word("draws", draws)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled: a copy of all contents is not what sending an object should mean."""
-        raise TypeError("a ReplayStore cannot be pickled; use save(path) and ReplayStore.load(path)")
+        raise TypeError(
+            "a ReplayStore cannot be pickled; use snapshot(path) and ReplayStore.load(path), or share a store on disk: "
+            "ReplayStore.open(path, mode='r') in the other process"
+        )
 
     def __repr__(self) -> str:
         """Fill, size and fields."""
@@ -303,16 +451,6 @@ def row_count(columns: Transition) -> int:
     return int(shape[0])
 
 
-def age_indices(indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Indices as [B] int64; raises TypeError or ValueError."""
-    ages = np.asarray(indices)
-    if ages.dtype.kind not in "iu":
-        raise TypeError(f"indices have dtype {ages.dtype}; they are integers")
-    if ages.ndim != 1:
-        raise ValueError(f"indices have shape {ages.shape}; they are one axis [B]")
-    return ages.astype(np.int64)
-
-
 def _wishes(continues: Continues | npt.ArrayLike) -> npt.NDArray[np.int8]:
     """None becomes -1 ('decide'), which is how the core spells it."""
     if continues is None:
@@ -325,10 +463,3 @@ def _wishes(continues: Continues | npt.ArrayLike) -> npt.NDArray[np.int8]:
 
 def _tuples(fields: Sequence[Field]) -> list[tuple[str, str, tuple[int, ...], int]]:
     return [(field.name, field.dtype, field.shape, field.stack) for field in fields]
-
-
-def _word(name: str, value: int) -> int:
-    number = operator.index(value)
-    if not 0 <= number < 2**64:
-        raise ValueError(f"{name} is {number}; it lies in [0, 2^64)")
-    return number

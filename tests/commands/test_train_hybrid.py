@@ -124,16 +124,16 @@ def test_every_setup_mode_trains(mode, width, tmp_path, toy_arm):
     assert train_hybrid.run([*TINY, *flags, "--critic_subsample_size", "2", "--eval_interval=0"]) == 0
     checkpoint = load_checkpoint(tmp_path / "final_model.pth")
     assert checkpoint["setup_mode"] == mode
-    assert ReplayStore.load(tmp_path / "replay_40" / "demonstrations.npz").appended > 0  # the interventions
+    assert ReplayStore.load(tmp_path / "replay_40" / "demonstrations").appended > 0  # the interventions
 
 
 def test_a_fixed_gripper_mode_holds_a_commanded_gripper_still(tmp_path, demos):
     flags = ["--setup_mode", "single-arm-fixed-gripper", "--operator", "scripted", "--save_dir", str(tmp_path)]
     assert train_hybrid.run([*TINY, *flags, "--env", "serl_robots:serl_robots/PickCube-v0"]) == 0
     assert load_checkpoint(tmp_path / "final_model.pth")["agent"]["action_dim"] == 6
-    batch = ReplayStore.load(tmp_path / "replay_40" / "online.npz")
+    batch = ReplayStore.load(tmp_path / "replay_40" / "online")
     openings = batch.batch_at(np.arange(len(batch)))["next_observations"]["state"][:, 0]
-    assert len(ReplayStore.load(tmp_path / "replay_40" / "demonstrations.npz"))  # the operator acted,
+    assert len(ReplayStore.load(tmp_path / "replay_40" / "demonstrations"))  # the operator acted,
     assert openings.min() > 0.9  # and could not close the gripper either
 
 
@@ -183,7 +183,7 @@ def test_images_and_state_train_together(tmp_path, toy_arm):
     # The environment takes image_keys itself; what it is given here is what it offers.
     small = ["--max_steps=4", "--batch_size=4", "--training_starts=4", "--log_interval=2", "--eval_interval=0"]
     assert train_hybrid.run([*TINY, *flags, *small, "--final_eval_episodes=0"]) == 0
-    store = ReplayStore.load(tmp_path / "replay_4" / "online.npz")
+    store = ReplayStore.load(tmp_path / "replay_4" / "online")
     observations = store.batch_at(np.arange(2))["observations"]
     assert set(observations) == {"state", "front", "wrist"}
     assert observations["front"].shape == (2, 16, 16, 3)
@@ -209,7 +209,7 @@ def test_resume_continues_with_the_same_state(demos, tmp_path, capsys):
     quiet = ["--final_eval_episodes", "0", "--eval_interval", "0"]
     train_hybrid.run([*TINY, *flags, *quiet])
     before = load_checkpoint(tmp_path / "checkpoint_40.pth")
-    online = ReplayStore.load(tmp_path / "replay_40" / "online.npz")
+    online = ReplayStore.load(tmp_path / "replay_40" / "online")
     resumed = train_hybrid.Run(train_hybrid.parse(
         train_hybrid.TrainHybridConfig, [*TINY, *flags, *quiet, "--max_steps=60", "--resume"], description=""
     ))  # fmt: skip
@@ -267,7 +267,7 @@ def test_a_failing_robot_saves_what_there_is(tmp_path, toy_arm):
     with pytest.raises(RuntimeError, match="the gripper does not answer; everything up to here is in") as error:
         train_hybrid.run([*TINY, "--env", "toy/Failing-v0", "--save_dir", str(tmp_path), "--max_steps=100000"])
     assert isinstance(error.value.__cause__, OSError)
-    store = ReplayStore.load(next(tmp_path.glob("replay_*")) / "online.npz")
+    store = ReplayStore.load(next(tmp_path.glob("replay_*")) / "online")
     assert len(store) == 34
 
 
@@ -290,11 +290,11 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, monkeypat
     good = load_checkpoint(latest_checkpoint(tmp_path))
     assert good["updates"] == 20
     assert all(torch.isfinite(t).all() for t in good["networks"].values())
-    assert len(ReplayStore.load(tmp_path / "replay_20" / "online.npz")) > 0  # what the good checkpoint resumes with
-    newest = ReplayStore.load(tmp_path / "replay_35" / "online.npz")  # and everything up to the failure
+    assert len(ReplayStore.load(tmp_path / "replay_20" / "online")) > 0  # what the good checkpoint resumes with
+    newest = ReplayStore.load(tmp_path / "replay_35" / "online")  # and everything up to the failure
     monkeypatch.undo()
     assert train_hybrid.run([*TINY, *flags, "--resume", "--final_eval_episodes=0"]) == 0
-    online = ReplayStore.load(tmp_path / "replay_40" / "online.npz")
+    online = ReplayStore.load(tmp_path / "replay_40" / "online")
     assert online.appended > newest.appended  # resuming lost none of it
 
 
@@ -313,7 +313,7 @@ def test_an_environment_that_returns_nan_is_named_and_what_came_before_is_kept(t
     with pytest.raises(RuntimeError, match=r"'next_observations/state' holds a non-finite value") as error:
         train_hybrid.run([*TINY, "--env", "toy/Nan-v0", "--save_dir", str(tmp_path), "--max_steps=100000"])
     assert isinstance(error.value.__cause__, ValueError)
-    assert len(ReplayStore.load(next(tmp_path.glob("replay_*")) / "online.npz")) == 29
+    assert len(ReplayStore.load(next(tmp_path.glob("replay_*")) / "online")) == 29
 
 
 def test_a_failing_save_does_not_hide_why_training_stopped(tmp_path, monkeypatch):
@@ -385,7 +385,7 @@ def test_weights_are_saved_where_the_stores_do_not_fit(tmp_path, monkeypatch):
     def full(self, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ReplayStore, "save", full)
+    monkeypatch.setattr(ReplayStore, "snapshot", full)
     with pytest.raises(RuntimeError, match=r"No space left.*the weights alone are in .*checkpoint_40\.pth") as error:
         train_hybrid.run(
             [*TINY, "--env", "toy/Arm-v0", "--save_dir", str(tmp_path), "--eval_interval=0", "--save_interval=0"]
@@ -398,7 +398,7 @@ def test_weights_that_are_not_finite_are_not_saved_even_where_the_stores_do_not_
     def full(self, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ReplayStore, "save", full)
+    monkeypatch.setattr(ReplayStore, "snapshot", full)
     monkeypatch.setattr(train_hybrid.Engine, "finite", lambda self: False)
     flags = ["--env", "toy/Arm-v0", "--save_dir", str(tmp_path), "--eval_interval=0", "--save_interval=0"]
     with pytest.raises(RuntimeError, match="saving failed as well"):
@@ -411,7 +411,7 @@ def test_resuming_without_saving_stores_keeps_those_that_are_there(tmp_path):
     train_hybrid.run([*TINY, *flags])
     train_hybrid.run([*TINY, *flags, "--resume", "--no_save_replay", "--max_steps=60"])
     assert (tmp_path / "checkpoint_60.pth").exists()
-    assert len(ReplayStore.load(tmp_path / "replay_40" / "online.npz")) > 0
+    assert len(ReplayStore.load(tmp_path / "replay_40" / "online")) > 0
 
 
 def test_an_interrupt_during_the_final_evaluation_still_ends_well(tmp_path, monkeypatch, capsys):
@@ -450,7 +450,7 @@ def test_one_interrupt_finishes_the_step_saves_and_exits_cleanly(tmp_path, numbe
     assert process.returncode == 0, output
     assert "finishing the step and saving" in output
     last = load_checkpoint(latest_checkpoint(tmp_path))
-    assert len(ReplayStore.load(tmp_path / f"replay_{last['updates']}" / "online.npz")) > 0
+    assert len(ReplayStore.load(tmp_path / f"replay_{last['updates']}" / "online")) > 0
     assert (tmp_path / "final_model.pth").exists()
 
 

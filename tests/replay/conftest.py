@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from serl_fast.replay import ReplayStore
+from serl_fast.replay.reference import NumpyReplayStore
+
 
 def observation(time: int) -> dict[str, np.ndarray]:
     return {"front": np.full((4, 5, 3), time % 256, np.uint8), "state": np.full(6, time, np.float32)}
@@ -43,3 +46,18 @@ def check():
         np.testing.assert_array_equal(batch["masks"], 1.0 - batch["terminated"])
 
     return check_batch
+
+
+@pytest.fixture(params=["native", "numpy"])
+def make(request):
+    """make(capacity, times, ends, **kwargs): a store of the steps at these times; reward = time."""
+
+    def filled(capacity, times=(), terminated=(), truncated=(), seed=0, **kwargs):
+        store = ReplayStore.from_example(make_step(0), capacity, seed, **kwargs)
+        if request.param == "numpy":
+            store = NumpyReplayStore(store.schema, capacity, seed)
+        for time in times:
+            store.append(make_step(time, terminated=time in terminated, truncated=time in truncated))
+        return store
+
+    return filled

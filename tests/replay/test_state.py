@@ -1,14 +1,11 @@
-"""States and files: what is restored goes on as if nothing had happened."""
+"""States: what is restored goes on as if nothing had happened."""
 
 from __future__ import annotations
-
-import os
 
 import numpy as np
 import pytest
 
 from serl_fast.replay import ReplayStore
-from serl_fast.replay import state as states
 
 
 @pytest.fixture
@@ -79,83 +76,3 @@ def test_a_state_that_does_not_fit_changes_nothing(store, step):
             store.load_state_dict({k: v for k, v in good.items() if k != key})
     for key, value in store.state_dict().items():
         np.testing.assert_array_equal(value, good[key])
-
-
-def test_save_and_load(store, step, tmp_path):
-    path = tmp_path / "buffer.replay"  # the name is kept as it is, whatever its ending
-    store.save(path)
-    assert os.listdir(tmp_path) == ["buffer.replay"]
-    loaded = ReplayStore.load(path)
-    assert (loaded.capacity, loaded.schema) == (10, store.schema)
-    same_future(store, loaded, step)
-    store.save(str(path))  # over the old one
-    assert ReplayStore.load(path).appended == store.appended
-
-
-def test_frame_stacks_are_saved(step, tmp_path):
-    frames = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), np.uint8)
-    store = None
-    for t in range(9):
-        look, after = ({"front": frames[t + s : t + s + 3]} for s in (0, 1))
-        transition = {**step(t, truncated=t == 5), "observations": look, "next_observations": after}
-        store = store or ReplayStore.from_example(transition, 6, frame_stack=3)
-        store.append(transition)
-    store.save(tmp_path / "a")
-    loaded = ReplayStore.load(tmp_path / "a")
-    one, two = store.batch_at(range(6)), loaded.batch_at(range(6))
-    for key in ("observations", "next_observations"):
-        np.testing.assert_array_equal(one[key]["front"], two[key]["front"])
-
-
-def test_a_truncated_file_is_refused_by_name(store, tmp_path):
-    path = tmp_path / "buffer.npz"
-    store.save(path)
-    content = path.read_bytes()
-    for length in (*range(0, len(content), 211), len(content) - 1):
-        path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"buffer\.npz is not a"):
-            ReplayStore.load(path)
-
-
-def test_a_flipped_byte_never_goes_unnoticed_in_the_columns(store, tmp_path):
-    path = tmp_path / "buffer.npz"
-    store.save(path)
-    content = bytearray(path.read_bytes())
-    start = content.find(b"\x93NUMPY", content.find(b"records/observations/front"))
-    content[start + 128 + 50] ^= 1  # one pixel: only the archive's checksum can tell
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"buffer\.npz is not a complete file"):
-        ReplayStore.load(path)
-
-
-def test_foreign_files_are_refused(tmp_path):
-    path = tmp_path / "foreign"
-    with pytest.raises(FileNotFoundError):
-        ReplayStore.load(path)
-    for write in (
-        lambda file: file.write(b"hello"),
-        lambda file: np.save(file, np.zeros(3)),
-        lambda file: np.savez(file, a=np.zeros(3)),
-        lambda file: np.savez(file, a=np.array([{}], object)),
-    ):
-        with path.open("wb") as file:
-            write(file)
-        with pytest.raises(ValueError, match="foreign is not a"):
-            ReplayStore.load(path)
-
-
-def test_a_failed_save_leaves_the_old_file(store, step, tmp_path, monkeypatch):
-    path = tmp_path / "buffer"
-    store.save(path)
-    old = path.read_bytes()
-    store.append(step(17))
-
-    def full(file, **arrays):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(states.np, "savez", full)
-    with pytest.raises(OSError, match="No space left"):
-        store.save(path)
-    assert path.read_bytes() == old
-    assert os.listdir(tmp_path) == ["buffer"]

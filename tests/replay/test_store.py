@@ -147,12 +147,12 @@ def test_continues_false_starts_a_stretch_and_changes_no_batch(step, check):
 
 
 def test_each_observation_is_stored_once(step):
-    store = ReplayStore.from_example(step(0), 50)
-    for time in range(300):
-        store.append(step(time % 270))  # a gap at 270
-    assert len(store.state_dict()["records/observations/front"]) == 52  # 50 steps in 2 stretches
-    record = 4 * 5 * 3 + 6 * 4
-    assert store.nbytes < 50 * (record + 64) + 3 * record  # slots are used again, the worst case is not
+    store = ReplayStore.from_example(step(0), 2_000)
+    for time in range(9_000):
+        store.append(step(time % 8_500))  # a gap at 8 500
+    assert len(store.state_dict()["records/observations/front"]) == 2_002  # 2 000 steps in 2 stretches
+    record, row = 128, 64  # whole cache lines
+    assert store.nbytes < 1.02 * 2_000 * (record + row)  # slots are used again, the worst case is not
 
 
 # --- extend ------------------------------------------------------------------------------------------------------
@@ -447,7 +447,7 @@ def test_a_capacity_beyond_all_memory_is_refused():
 def test_a_store_is_not_pickled_or_copied(step):
     store = filled(step)
     for attempt in (pickle.dumps, copy.deepcopy):
-        with pytest.raises(TypeError, match=r"cannot be pickled; use save\(path\)"):
+        with pytest.raises(TypeError, match=r"cannot be pickled; use snapshot\(path\)"):
             attempt(store)
 
 

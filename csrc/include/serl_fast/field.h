@@ -28,9 +28,8 @@ struct Field {
   std::vector<std::size_t> row_shape() const;  // shape with the stack axis in front, if any
 };
 
-// The fields of the two tables. Every list of columns that crosses the interface has this order:
-//   in:  observations, next observations, steps
-//   out: observations, next observations, steps, masks, discounts
+// The fields of the two tables. Every list of incoming columns has this order: observations, next
+// observations, steps. For outgoing ones see view.h.
 struct Schema {
   std::vector<Field> observations;  // one record per instant
   std::vector<Field> steps;         // one row per transition: actions, rewards, terminated, truncated, …
@@ -40,11 +39,9 @@ struct Schema {
   void validate() const;
 
   std::size_t columns_in() const { return 2 * observations.size() + steps.size(); }
-  std::size_t columns_out() const { return columns_in() + 2; }
   std::size_t max_stack() const;
   std::size_t step_index(std::string_view name) const;  // throws Error where there is none
-  // The field of an incoming or outgoing column; masks and discounts are float32 scalars.
-  Field column(std::size_t index) const;
+  Field column_in(std::size_t index) const;
 };
 
 }  // namespace serl_fast

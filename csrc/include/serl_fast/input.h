@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "serl_fast/field.h"
 
@@ -13,26 +14,45 @@ namespace serl_fast {
 // the field prefix + name. Fields of another dtype pass.
 void require_finite(const Field& field, std::string_view prefix, const std::byte* data, std::size_t rows);
 
+// A schema with the sizes that every append needs, worked out once.
+struct InputForm {
+  explicit InputForm(const Schema& given);
+
+  struct Size {
+    std::size_t frame;  // bytes of one frame
+    std::size_t row;    // bytes of a row: all frames of a stack
+    std::size_t stack;
+    std::size_t floats;  // float32 numbers of a row, which must be finite
+  };
+  Schema schema;
+  std::vector<Size> observations;
+  std::vector<Size> steps;
+};
+
 // A view of the caller's columns, in the order of Schema::columns_in, row after row without gaps.
 class Input {
  public:
-  Input(const Schema& schema, std::span<const std::byte* const> columns, std::size_t rows);
+  Input(const InputForm& form, std::span<const std::byte* const> columns, std::size_t rows);
 
   std::size_t rows() const { return rows_; }
-  const std::byte* observation(std::size_t field, std::size_t row) const;
-  const std::byte* next_observation(std::size_t field, std::size_t row) const;
-  const std::byte* step(std::size_t field, std::size_t row) const;
+  const std::byte* observation(std::size_t field, std::size_t row) const {
+    return columns_[field] + row * form_.observations[field].row;
+  }
+  const std::byte* next_observation(std::size_t field, std::size_t row) const {
+    return columns_[form_.observations.size() + field] + row * form_.observations[field].row;
+  }
+  const std::byte* step(std::size_t field, std::size_t row) const {
+    return columns_[2 * form_.observations.size() + field] + row * form_.steps[field].row;
+  }
 
   // Throws Error where a number is not finite, or where the older frames of a stacked next observation are
   // not the newer frames of the observation (the store could not give such a stack back).
   void validate() const;
 
-  // The first observation field of `row` that is not, byte for byte, the next observation of the row before;
-  // the number of observation fields where all are.
-  std::size_t first_break(std::size_t row) const;
-
  private:
-  const Schema& schema_;
+  void require_moving_stack(std::size_t field) const;
+
+  const InputForm& form_;
   std::span<const std::byte* const> columns_;
   std::size_t rows_;
 };

@@ -17,4 +17,13 @@ std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
 void uniform_indices(std::uint64_t seed, std::uint64_t draw, std::uint64_t bound,
                      std::span<std::uint64_t> out);
 
+// What uniform_indices gives row `row`, where its first `attempt` attempts are passed over; `attempt` becomes
+// the number of those used up. For a number that turns out to be of no use.
+std::uint64_t uniform_index(std::uint64_t seed, std::uint64_t draw, std::uint64_t bound, std::size_t row,
+                            std::uint32_t& attempt);
+
+// Fills `out` with independent uniform numbers of [0, 1): the upper 53 bits of the same words, attempt 0,
+// times 2^-53.
+void uniform_doubles(std::uint64_t seed, std::uint64_t draw, std::span<double> out);
+
 }  // namespace serl_fast
