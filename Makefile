@@ -12,12 +12,14 @@ SEED   ?= 0
 IMAGE_KEYS ?=
 # Further flags of train_hybrid, for example ARGS="--max_steps 300 --batch_size 32".
 ARGS   ?=
+FUZZ_SECONDS ?= 600
+PEERS  ?= $(BIN)/python
 empty  :=
 DEMOS  := runs/demonstrations/$(notdir $(ENV))_20$(subst $(empty) ,,$(addprefix _,$(IMAGE_KEYS))).pkl
 CAMERA_FLAGS := $(if $(IMAGE_KEYS),--image_keys $(IMAGE_KEYS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test nightly lint format type test-cpp sanitize bench clean
+.PHONY: help setup train test nightly lint format type test-cpp sanitize fuzz bench peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -71,6 +73,16 @@ sanitize: $(READY) ## native unit tests under ASan+UBSan and under TSan
 	$(CMAKE) -S . -B build/tsan $(NATIVE_FLAGS) -DSERL_FAST_SANITIZE=thread -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	$(CMAKE) --build build/tsan
 	$(CTEST) --test-dir build/tsan --output-on-failure
+
+fuzz: $(READY) ## libFuzzer on the files of a store (FUZZ_SECONDS=600); needs clang++
+	$(CMAKE) -S . -B build/fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DSERL_FAST_BUILD_PYTHON=OFF \
+	  -DSERL_FAST_BUILD_FUZZERS=ON -DSERL_FAST_SANITIZE=address -DCMAKE_CXX_COMPILER=clang++
+	$(CMAKE) --build build/fuzz
+	mkdir -p build/fuzz/corpus
+	build/fuzz/csrc/fuzz/open_store_fuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=20 build/fuzz/corpus
+
+peers: $(READY) ## the replay store beside other packages (PEERS=python with benchmarks/peers.txt installed)
+	$(PEERS) -m benchmarks.replay_peers --output docs/results/replay_peers.md
 
 bench: $(READY) ## benchmarks, each beside its eager or NumPy twin
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=group

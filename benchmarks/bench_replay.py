@@ -75,6 +75,6 @@ def test_sample_into(benchmark, kind, work):
     benchmark(store.sample_into, batch)
     if benchmark.stats is None:  # --benchmark-disable
         return
-    bytes_written = sum(np.prod((BATCH, *f.row_shape)) * np.dtype(f.dtype).itemsize for f in store.schema.outputs)
+    bytes_written = BATCH * sum(column.nbytes for column in store.sampler().layout.wanted)
     benchmark.extra_info["gigabytes_per_second"] = bytes_written / benchmark.stats["median"] / 1e9
     benchmark.extra_info["transitions_per_second"] = BATCH / benchmark.stats["median"]

@@ -29,13 +29,34 @@ std::string in_row(std::size_t row, std::size_t rows) {
   return rows > 1 ? " in row " + std::to_string(row) : std::string();
 }
 
-// Whether all numbers are finite. No early exit: the loop is then vectorised.
-bool all_finite(const std::byte* data, std::size_t count) {
+#if defined(__GNUC__)
+#define SERL_FAST_ALWAYS_INLINE inline __attribute__((always_inline))
+#else
+#define SERL_FAST_ALWAYS_INLINE inline
+#endif
+
+// No early exit: the loop is then vectorised.
+SERL_FAST_ALWAYS_INLINE bool look_at_all(const std::byte* data, std::size_t count) {
   std::uint32_t found = 0;
   for (std::size_t i = 0; i < count; ++i) {
     found |= static_cast<std::uint32_t>((load_bits(data, i) & kExponent) == kExponent);
   }
   return found == 0;
+}
+
+#if defined(__GNUC__) && defined(__x86_64__)
+__attribute__((target("avx2"))) bool look_at_all_avx2(const std::byte* data, std::size_t count) {
+  return look_at_all(data, count);
+}
+const bool kHasAvx2 = __builtin_cpu_supports("avx2") != 0;
+#endif
+
+// Whether all numbers are finite. Most of what an append of states has to do.
+bool all_finite(const std::byte* data, std::size_t count) {
+#if defined(__GNUC__) && defined(__x86_64__)
+  if (count >= 8 && kHasAvx2) return look_at_all_avx2(data, count);
+#endif
+  return look_at_all(data, count);
 }
 
 InputForm::Size size_of_row(const Field& field) {
