@@ -91,14 +91,9 @@ class SerlFast(Store):
         super().__init__(work, order, capacity)
         self.store = ReplayStore.from_example(transition(work.steps, 0), capacity, seed=0)
         options = {"n_step": {"n_step": N_STEP}, "prioritized": {"order": "prioritized", "beta": BETA}}
-        if order == "prioritized" and hasattr(self.store, "prioritize"):
+        if order == "prioritized":
             self.store.prioritize(alpha=ALPHA)
-        if hasattr(self.store, "sampler"):
-            self.sampler = self.store.sampler(discount=DISCOUNT, **options.get(order, {}))
-        elif order == "uniform":
-            self.sampler = self.store
-        else:
-            raise Unsupported(f"no {NAMES[order]} sampling in this version")
+        self.sampler = self.store.sampler(discount=DISCOUNT, **options.get(order, {}))
 
     def append(self, items):
         append = self.store.append
@@ -106,8 +101,6 @@ class SerlFast(Store):
             append(item)
 
     def fast_item(self, step):
-        if not hasattr(self.store, "appender"):
-            raise Unsupported("no faster call in this version")
         flat = {f"observations/{key}" if key else "observations": value for key, value in self._flat(step, "")}
         flat |= {f"next_observations/{key}" if key else "next_observations": v for key, v in self._flat(step, "next_")}
         flat |= {key: value for key, value in step.items() if not key.endswith("observations")}
@@ -150,8 +143,6 @@ def one_thread() -> None:
     """Keep our store from splitting its copies, where it does."""
     from serl_fast.replay import _native
 
-    if not hasattr(_native, "set_threads"):
-        raise Unsupported("one thread anyway in this version")
     _native.set_threads(1)
 
 

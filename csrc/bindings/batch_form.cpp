@@ -45,7 +45,9 @@ std::vector<bool> BatchForm::wanted() const {
 }
 
 BatchForm::Columns BatchForm::split(std::vector<std::byte*> data, std::size_t rows) const {
-  Columns columns{std::move(data), nullptr, rows};
+  Columns columns;
+  columns.data = std::move(data);
+  columns.rows = rows;
   if (!has_sources_) return columns;
   columns.sources = reinterpret_cast<std::int32_t*>(columns.data.back());
   columns.data.pop_back();
@@ -66,7 +68,9 @@ std::optional<BatchForm::Columns> BatchForm::read(py::handle batch) const {
     const int flags = py::detail::array_proxy(values[c])->flags;
     if ((flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) == 0) return {};
   }
-  return split(std::move(data), rows);
+  Columns columns = split(std::move(data), rows);
+  columns.held = Held(values.data(), values.size());
+  return columns;
 }
 
 BatchForm::Columns BatchForm::read(const py::list& arrays, std::size_t rows) const {

@@ -23,6 +23,7 @@ class BatchForm {
     std::vector<std::byte*> data;  // in the order of the layout, null where not wanted
     std::int32_t* sources = nullptr;
     std::size_t rows = 0;
+    Held held{nullptr, 0};  // the arrays
   };
   // The arrays of a batch; nothing where it is not made of exactly the wanted ones.
   std::optional<Columns> read(py::handle batch) const;

@@ -61,6 +61,19 @@ class Tree {
   Node root_;
 };
 
+// References to objects that a Tree found, for as long as their memory is used without the interpreter lock:
+// another thread may take them out of their dict meanwhile.
+class Held {
+ public:
+  Held(PyObject* const* values, std::size_t count) {
+    values_.reserve(count);
+    for (std::size_t i = 0; i < count; ++i) values_.push_back(py::reinterpret_borrow<py::object>(values[i]));
+  }
+
+ private:
+  std::vector<py::object> values_;
+};
+
 // An array over the column's memory, which it keeps alive.
 py::array to_array(Column column, Dtype dtype, std::vector<std::size_t> shape);
 

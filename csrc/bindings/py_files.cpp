@@ -69,6 +69,7 @@ py::dict inspect(const std::string& path) {
   result["note"] = info.header.note;
   result["capacity"] = info.header.capacity;
   result["closed"] = info.header.closed;
+  result["damage"] = info.damage;
   result["disk_bytes"] = info.disk_bytes;
   result["writer"] = info.writer;
   result["format"] = StoreHeader::kFormat;

@@ -83,6 +83,7 @@ bool PyStore::try_append_columns(PyObject* const* values, std::size_t count, PyO
   const Continues wish = to_continues(continues);
   if (row_bytes_ <= kCopiedWithTheLock && store->try_append(std::span(pointers.data(), count), wish))
     return true;
+  const Held held(values, count);
   without_lock([&] { store->append(std::span(pointers.data(), count), 1, std::span(&wish, 1)); });
   return true;
 }
@@ -98,6 +99,7 @@ bool PyStore::try_extend(py::handle columns, const std::vector<std::int8_t>& con
     data[i] = fast_data(values[i], forms_[i], rows);
     if (data[i] == nullptr) return false;
   }
+  const Held held(values.data(), values.size());
   store_rows(data, rows, continues);
   return true;
 }

@@ -13,6 +13,7 @@
 #include <string>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "serl_fast/store_files.h"
 
@@ -26,12 +27,50 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr int kAttempts = 5;  // to open a store that snapshots replace again and again
+
 // An absolute path without a slash at its end.
 std::string folder_of(const std::string& path) {
   if (path.empty()) throw Error("the path of the store is empty");
+  if (path.find('\0') != std::string::npos) throw Error("the path of the store holds a zero byte");
   std::string folder = fs::absolute(path).lexically_normal().string();
   while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
   return folder;
+}
+
+// The folder that a snapshot goes to: what a link leads to is replaced, not the link.
+std::string target_of(const std::string& path) {
+  const std::string folder = folder_of(path);
+  std::error_code error;
+  if (!fs::is_symlink(fs::symlink_status(folder, error))) return folder;
+  const fs::path target = fs::canonical(folder, error);
+  if (error) throw FileError(error.value(), folder, "it is a symbolic link that leads nowhere");
+  return target.string();
+}
+
+// Whether a store has files of this name.
+bool is_store_file(const std::string& name) {
+  for (const char* known : {"header", "range", "checksums", "journal", "redo", "lock"}) {
+    if (name == known) return true;
+  }
+  for (const std::string start : {"steps.", "records."}) {
+    if (name.starts_with(start) && name.size() > start.size() &&
+        name.find_first_not_of("0123456789", start.size()) == std::string::npos) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// Removes a store's files, and the folder where nothing else is in it.
+void remove_store(const std::string& folder) {
+  std::vector<std::string> files;
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    if (is_store_file(entry->path().filename().string())) files.push_back(entry->path().string());
+  }
+  for (const std::string& file : files) unlink(file.c_str());
+  rmdir(folder.c_str());
 }
 
 std::string described(const Field& field) {
@@ -76,10 +115,7 @@ class Temporary {
     path_ = (target.parent_path() / name).string();
     if (mkdir(path_.c_str(), 0777) != 0) throw FileError(errno, path_, "it cannot be made");
   }
-  ~Temporary() {
-    std::error_code error;
-    fs::remove_all(path_, error);
-  }
+  ~Temporary() { remove_store(path_); }
   Temporary(const Temporary&) = delete;
   Temporary& operator=(const Temporary&) = delete;
 
@@ -123,6 +159,18 @@ class Temporary {
     std::string name = ".";
     return name.append(target.filename().string()).append(".");
   }
+  // The process in "PROCESS.NUMBER.tmp"; 0: the text is another one, as where the name of another store
+  // begins with that of this one.
+  static long process_of(const std::string& text) {
+    const std::size_t dot = text.find('.');
+    if (dot == 0 || dot == std::string::npos) return 0;
+    const std::size_t digits = text.find_first_not_of("0123456789", dot + 1);
+    if (text.find_first_not_of("0123456789") != dot || digits == dot + 1 || digits == std::string::npos ||
+        text.substr(digits) != ".tmp") {
+      return 0;
+    }
+    return std::atol(text.c_str());
+  }
   // What processes that were killed have left.
   static void remove_left_over(const fs::path& target) {
     const std::string start = name_start(target);
@@ -130,13 +178,10 @@ class Temporary {
     for (fs::directory_iterator entry(target.parent_path(), error), end; !error && entry != end;
          entry.increment(error)) {
       const std::string name = entry->path().filename().string();
-      if (!name.starts_with(start) || !name.ends_with(".tmp")) continue;
-      char* rest = nullptr;
-      const long process = std::strtol(name.c_str() + start.size(), &rest, 10);
-      if (process <= 0 || *rest != '.' || kill(static_cast<pid_t>(process), 0) == 0 || errno != ESRCH)
-        continue;
-      std::error_code ignored;
-      fs::remove_all(entry->path(), ignored);
+      if (!name.starts_with(start)) continue;
+      const long process = process_of(name.substr(start.size()));
+      if (process <= 0 || kill(static_cast<pid_t>(process), 0) == 0 || errno != ESRCH) continue;
+      remove_store(entry->path().string());
     }
   }
 
@@ -160,15 +205,56 @@ std::unique_ptr<Store> open_at(const std::string& folder, const OpenOptions& opt
 
 // An empty store that is open for writing, in an empty folder.
 std::unique_ptr<Store> make_at(const std::string& folder, const Schema& schema, std::size_t capacity,
-                               std::uint64_t seed, const std::string& note) {
+                               std::uint64_t seed, const std::string& note, bool snapshot) {
   OpenOptions options;
   StoreHeader header;
   header.schema = schema;
   header.capacity = capacity;
   header.seed = seed;
   header.note = note;
+  header.snapshot = snapshot;
   return std::make_unique<Store>(schema, capacity,
                                  std::make_unique<StoreFiles>(folder, std::move(header), options, true));
+}
+
+constexpr const char* kNotReplaced = "a snapshot does not replace it: give another path, or remove it first";
+
+// Throws Error unless the folder holds a store that can be read, and nothing else.
+void require_only_store(const std::string& folder) {
+  if (!is_store(folder)) throw Error(folder + " exists and is no replay store; " + kNotReplaced);
+  try {
+    read_header(folder);
+  } catch (const FileError&) {
+    throw;
+  } catch (const Error& error) {
+    throw Error(std::string(error.what()) + "; " + kNotReplaced);
+  }
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    std::error_code unknown;
+    if (is_store_file(name) && fs::is_regular_file(entry->symlink_status(unknown))) continue;
+    throw Error(folder + " holds '" + name +
+                "', which is no file of a replay store; a snapshot does not replace it: give another path, "
+                "or move '" +
+                name + "' away");
+  }
+  if (error) throw FileError(error.value(), folder, "its files cannot be listed");
+}
+
+// Throws Error unless the store was made by snapshot() for this schema, and not changed since.
+void require_snapshot(const std::string& folder, const Schema& schema) {
+  const StoreHeader header = read_header(folder);
+  if (!header.snapshot) {
+    throw Error(folder + " is a store that open() made or that was changed since its snapshot; " +
+                kNotReplaced);
+  }
+  try {
+    require_equal(schema.observations, header.schema.observations, folder);
+    require_equal(schema.steps, header.schema.steps, folder);
+  } catch (const Error& error) {
+    throw Error(std::string(error.what()) + "; " + kNotReplaced);
+  }
 }
 
 }  // namespace
@@ -188,45 +274,53 @@ std::unique_ptr<Store> open_store(const std::string& path, const Schema* schema,
                       "there is no replay store, and making one needs a schema and a capacity");
     }
     Temporary made(folder);
-    make_at(made.path(), *schema, capacity, options.seed, options.note)->close();
+    make_at(made.path(), *schema, capacity, options.seed, options.note, false)->close();
     if (!made.rename_to(folder) && !is_store(folder)) {
       throw Error(folder + " holds other things than a replay store; give the path of a new folder");
     }
   }
-  const StoreHeader header = read_header(folder);
-  if (schema != nullptr) {
-    require_equal(schema->observations, header.schema.observations, folder);
-    require_equal(schema->steps, header.schema.steps, folder);
+  for (int attempt = 0;; ++attempt) {
+    const StoreHeader header = read_header(folder);
+    if (schema != nullptr) {
+      require_equal(schema->observations, header.schema.observations, folder);
+      require_equal(schema->steps, header.schema.steps, folder);
+    }
+    if (capacity != 0 && capacity != header.capacity) {
+      throw Error("the capacity is " + std::to_string(capacity) + "; the store in " + folder + " has " +
+                  std::to_string(header.capacity));
+    }
+    try {
+      return open_at(folder, options);
+    } catch (const Replaced&) {
+      if (attempt == kAttempts) throw;
+    }
   }
-  if (capacity != 0 && capacity != header.capacity) {
-    throw Error("the capacity is " + std::to_string(capacity) + "; the store in " + folder + " has " +
-                std::to_string(header.capacity));
-  }
-  return open_at(folder, options);
 }
 
 void snapshot(const Store& store, const std::string& path, const std::string& note) {
-  const std::string folder = folder_of(path);
-  struct stat status{};
-  const bool exists = lstat(folder.c_str(), &status) == 0;
-  if (exists && !is_store(folder) && !(S_ISDIR(status.st_mode) && fs::is_empty(folder))) {
-    throw Error(folder + " exists and is no replay store; a snapshot does not replace it");
-  }
+  const std::string folder = target_of(path);
   std::optional<WriterLock> lock;
-  if (exists && is_store(folder)) {
-    lock = WriterLock::take(folder);
+  std::error_code error;
+  if (fs::exists(folder, error) && !(fs::is_directory(folder, error) && fs::is_empty(folder, error))) {
+    require_only_store(folder);
+    lock = WriterLock::take_patiently(folder);
     if (!lock) {
+      const long holder = WriterLock::holder(folder);
       throw FileError(EAGAIN, folder,
-                      "process " + std::to_string(WriterLock::holder(folder)) +
+                      (holder == 0 ? "another process" : "process " + std::to_string(holder)) +
                           " writes to the store there; take the snapshot to another path");
     }
+    require_snapshot(folder, store.schema());
   }
   Temporary made(folder);
   const std::unique_ptr<Store> copy =
-      make_at(made.path(), store.schema(), store.capacity(), store.seed(), note);
+      make_at(made.path(), store.schema(), store.capacity(), store.seed(), note, true);
   copy->copy_from(store);
   copy->close();
-  if (lock) return made.replace(folder);
+  if (lock) {
+    require_only_store(folder);  // copying took its time
+    return made.replace(folder);
+  }
   if (!made.rename_to(folder))
     throw Error(folder + " has come to be something else while the snapshot was taken");
 }
@@ -245,6 +339,7 @@ StoreInfo inspect_store(const std::string& path) {
   const std::string folder = folder_of(path);
   StoreInfo info;
   info.header = read_header(folder);
+  info.damage = header_damage(folder);
   std::error_code error;
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
     struct stat status{};

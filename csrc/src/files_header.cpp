@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <optional>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "serl_fast/crc32c.h"
@@ -98,12 +100,15 @@ std::vector<Field> get_fields(Reader& reader) {
   return fields;
 }
 
+// From the first copy to the second one.
+std::size_t distance_of(std::size_t length) { return (length + 4095) / 4096 * 4096; }
+
 std::vector<std::byte> encode(const StoreHeader& header) {
   Writer writer;
   writer.bytes.resize(kPrefix);
   for (const std::uint64_t number :
        {header.generation, header.capacity, header.seed, header.draws, header.base, header.end,
-        std::uint64_t{header.closed}, std::uint64_t{header.durable}}) {
+        std::uint64_t{header.closed} | std::uint64_t{header.snapshot} << 1, std::uint64_t{header.durable}}) {
     writer.number(number);
   }
   std::string boot = header.boot;
@@ -118,7 +123,7 @@ std::vector<std::byte> encode(const StoreHeader& header) {
   put_fields(writer, header.schema.observations);
   put_fields(writer, header.schema.steps);
   const auto length = static_cast<std::uint32_t>(writer.bytes.size() + sizeof(std::uint32_t));
-  const std::uint64_t distance = (length + 4095) / 4096 * 4096;
+  const std::uint64_t distance = distance_of(length);
   std::memcpy(writer.bytes.data(), kMagic, sizeof(kMagic));
   std::memcpy(writer.bytes.data() + 8, &StoreHeader::kFormat, sizeof(StoreHeader::kFormat));
   std::memcpy(writer.bytes.data() + 12, &length, sizeof(length));
@@ -127,10 +132,12 @@ std::vector<std::byte> encode(const StoreHeader& header) {
   return writer.bytes;
 }
 
+bool has_magic(std::span<const std::byte> copy) {
+  return copy.size() >= kPrefix && std::memcmp(copy.data(), kMagic, sizeof(kMagic)) == 0;
+}
+
 StoreHeader decode(std::span<const std::byte> copy) {
-  if (copy.size() < kPrefix || std::memcmp(copy.data(), kMagic, sizeof(kMagic)) != 0) {
-    throw Error("it is not that of a replay store");
-  }
+  if (!has_magic(copy)) throw Error("it is not that of a replay store");
   Reader prefix(copy.subspan(sizeof(kMagic)));
   const auto format = prefix.number<std::uint32_t>();
   const auto length = prefix.number<std::uint32_t>();
@@ -151,7 +158,9 @@ StoreHeader decode(std::span<const std::byte> copy) {
   header.draws = reader.number<std::uint64_t>();
   header.base = reader.count(kMost);
   header.end = reader.count(kMost);
-  header.closed = reader.number<std::uint64_t>() != 0;
+  const auto state = reader.number<std::uint64_t>();
+  header.closed = (state & 1) != 0;
+  header.snapshot = (state & 2) != 0;
   header.durable = reader.number<std::uint64_t>() != 0;
   header.boot = reader.text();
   header.boot.resize(std::min(header.boot.size(), header.boot.find('\0')));
@@ -201,7 +210,9 @@ StoreHeader read_header(const std::string& folder) {
   }
   std::optional<StoreHeader> newest;
   std::string first_problem;
+  bool foreign = true;
   for (const std::uint64_t place : places) {
+    foreign = foreign && !has_magic(std::span(bytes).subspan(place));
     try {
       StoreHeader header = decode(std::span(bytes).subspan(place));
       if (!newest || header.generation > newest->generation) newest = std::move(header);
@@ -209,15 +220,38 @@ StoreHeader read_header(const std::string& folder) {
       if (first_problem.empty()) first_problem = error.what();
     }
   }
+  if (!newest && foreign)
+    throw Error(folder + " is no replay store: the file header in it is not that of one");
   if (!newest) throw Error(path + ": " + first_problem);
   return *std::move(newest);
+}
+
+std::string header_damage(const std::string& folder) {
+  constexpr int kAttempts = 3;  // a copy may be looked at while it is written
+  std::string found;
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    if (attempt > 0) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    const std::size_t distance = distance_of(encode(read_header(folder)).size());
+    const std::vector<std::byte> bytes = read_whole(folder + "/header");
+    found.clear();
+    for (const std::size_t place : {std::size_t{0}, distance}) {
+      try {
+        decode(std::span(bytes).subspan(std::min(place, bytes.size())));
+      } catch (const std::exception&) {
+        found = "header, byte " + std::to_string(place) +
+                ": this copy of the header is damaged; the other one is valid";
+      }
+    }
+    if (found.empty()) break;
+  }
+  return found;
 }
 
 void write_header(const std::string& folder, StoreHeader& header) {
   const std::string path = folder + "/header";
   ++header.generation;
   const std::vector<std::byte> copy = encode(header);
-  const std::size_t distance = (copy.size() + 4095) / 4096 * 4096;
+  const std::size_t distance = distance_of(copy.size());
   const int file = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (file < 0) throw FileError(errno, path, "it cannot be opened");
   const auto write_at = [&](std::size_t at) {
@@ -232,7 +266,9 @@ void write_header(const std::string& folder, StoreHeader& header) {
   }
   if (error == 0 && fsync(file) != 0) error = errno;
   ::close(file);
-  if (error != 0) throw FileError(error, path, "it cannot be written");
+  if (error == 0) return;
+  --header.generation;  // the next attempt goes to the same place: the other one holds the valid copy
+  throw FileError(error, path, "it cannot be written");
 }
 
 std::string boot_id() {

@@ -79,6 +79,7 @@ void StoreFiles::commit(std::uint64_t id) {
 }
 
 void StoreFiles::rewrite(std::uint64_t id, std::size_t field, const std::byte* value) {
+  leave_snapshot();
   const std::size_t row = row_of(id);
   const Cells& target = steps_[field];
   JournalEntry changed = entry(row);
@@ -95,12 +96,12 @@ void StoreFiles::rewrite(std::uint64_t id, std::size_t field, const std::byte* v
   if (target.bytes != 0) std::memcpy(redo.value(), value, target.bytes);
   in_order();
   std::atomic_ref(redo.own).store(redo.checksum(), std::memory_order_release);
-  if (options_.sync == Sync::kEach) redo_file_->sync();
+  if (options_.sync == Sync::kEach) force(*redo_file_);
   if (target.bytes != 0) std::memcpy(target.at(row), value, target.bytes);
   put_entry(row, changed);
   if (options_.sync == Sync::kEach) {
-    for (const auto& column : step_columns_) column->sync();
-    journal_file_->sync();
+    for (const auto& column : step_columns_) force(*column);
+    force(*journal_file_);
   }
   in_order();
   std::atomic_ref(redo.own).store(~redo.checksum(), std::memory_order_release);
@@ -152,6 +153,25 @@ bool StoreFiles::slot_exists(std::uint32_t slot) const {
   return checksums_file_->usable_at_least(count * groups_.size() * sizeof(std::uint32_t));
 }
 
+// For a step whose links do not agree with the journal, but would if the checksums of its records were those
+// that the records have: then the file of checksums is what is damaged.
+std::optional<Damage> StoreFiles::wrong_checksum(std::uint64_t id) const {
+  const std::size_t row = row_of(id);
+  std::uint32_t crc = crc_of(steps_[kMarkField], row, crc_of(steps_[kSlotsField], row, 0));
+  std::optional<Damage> first;
+  for (std::size_t t = 0; t <= shape_.stack; ++t) {
+    const std::uint32_t slot = slots(row)[t];
+    for (std::size_t g = 0; g < groups_.size(); ++g) {
+      const std::uint32_t right = checksum(slot, groups_[g]);
+      crc = crc32c(reinterpret_cast<const std::byte*>(&right), sizeof(right), crc);
+      if (first || right == checksums(slot)[g]) continue;
+      first = Damage{id, "checksums", (slot * groups_.size() + g) * sizeof(right),
+                     "the checksum of observation record " + std::to_string(slot) + " is damaged"};
+    }
+  }
+  return crc == entry(row).links ? first : std::nullopt;
+}
+
 std::optional<Damage> StoreFiles::damage(std::uint64_t id, bool records) const {
   const std::size_t row = row_of(id);
   const auto found = [&](const std::string& file, std::size_t offset, std::string what) {
@@ -175,8 +195,20 @@ std::optional<Damage> StoreFiles::damage(std::uint64_t id, bool records) const {
         steps, cell,
         "the step points to observation record " + std::to_string(slot) + ", which the files do not hold");
   }
-  if (links(row) != noted.links)
-    return found(steps, cell, "the step's links to its observations are damaged");
+  if (links(row) != noted.links) {
+    if (records) {
+      if (auto wrong = wrong_checksum(id)) return wrong;
+    }
+    const std::size_t first = slots(row)[0] * groups_.size() * sizeof(std::uint32_t);
+    return found(
+        steps, cell,
+        "the step's links to its observations are damaged, or the checksums of those (checksums, byte " +
+            std::to_string(first) + ")");
+  }
+  if (noted.lost != 0) {
+    return found(steps, cell,
+                 "the step was damaged when the store was opened, and its records are used again");
+  }
   if (!records) return std::nullopt;
   if (cells(row) != noted.cells) return found(steps, cell, "the step's own fields are damaged");
   for (std::size_t t = 0; t <= shape_.stack; ++t) {
@@ -193,9 +225,11 @@ std::optional<Damage> StoreFiles::damage(std::uint64_t id, bool records) const {
 void StoreFiles::raise_damage(std::uint64_t id) const {
   const Damage found = damage(id, true).value_or(Damage{id, "steps.0", 0, "it contradicts its neighbours"});
   throw Error(folder_ + "/" + found.file + ", byte " + std::to_string(found.offset) + ": " + found.what +
-              ", so step " + std::to_string(id) +
-              " is lost; open the store with damaged='skip' to pass over such "
-              "steps, or run python -m serl_fast.replay verify to list them");
+              ", so step " + std::to_string(id) + " is lost; " +
+              (skips_damaged()
+                   ? "samplers pass over such steps, but this one was asked for by its place; ask for others"
+                   : "open the store with damaged='skip' to pass over such steps") +
+              ", or run python -m serl_fast.replay verify to list them");
 }
 
 }  // namespace serl_fast

@@ -2,12 +2,16 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <unordered_set>
 #include <utility>
 
@@ -15,6 +19,18 @@
 #include "serl_fast/writer_lock.h"
 
 namespace serl_fast {
+namespace {
+
+constexpr auto kPatience = std::chrono::milliseconds(300);
+constexpr int kAttempts = 100;
+
+bool is_at(int file, const std::string& path) {
+  struct stat here{}, there{};
+  return fstat(file, &here) == 0 && stat(path.c_str(), &there) == 0 && here.st_dev == there.st_dev &&
+         here.st_ino == there.st_ino;
+}
+
+}  // namespace
 
 // flock() belongs to the open file, which a forked child shares: while the child lives, its copy would keep
 // the lock of a parent that is gone. So children close theirs at once.
@@ -57,19 +73,39 @@ WriterLock::~WriterLock() = default;
 
 std::optional<WriterLock> WriterLock::take(const std::string& folder, bool shared) {
   const std::string path = folder + "/lock";
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    std::shared_ptr<File> file = open_lock(path);
+    int result;
+    do {
+      result = flock(file->file, (shared ? LOCK_SH : LOCK_EX) | LOCK_NB);
+    } while (result != 0 && errno == EINTR);
+    if (result != 0) {
+      if (errno != EWOULDBLOCK) throw FileError(errno, path, "it cannot be locked");
+      return std::nullopt;
+    }
+    // Else a snapshot has replaced the folder in between, and this is the lock of what was there before.
+    if (is_at(file->file, path)) return WriterLock(std::move(file));
+  }
+  throw FileError(EAGAIN, path, "it is replaced again and again");
+}
+
+std::shared_ptr<WriterLock::File> WriterLock::open_lock(const std::string& path) {
   int descriptor = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (descriptor < 0 && (errno == EACCES || errno == EROFS)) {
     descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   }
   if (descriptor < 0) throw FileError(errno, path, "it cannot be opened");
-  auto file = std::make_shared<File>(descriptor);
-  int result;
-  do {
-    result = flock(descriptor, (shared ? LOCK_SH : LOCK_EX) | LOCK_NB);
-  } while (result != 0 && errno == EINTR);
-  if (result == 0) return WriterLock(std::move(file));
-  if (errno != EWOULDBLOCK) throw FileError(errno, path, "it cannot be locked");
-  return std::nullopt;
+  return std::make_shared<File>(descriptor);
+}
+
+std::optional<WriterLock> WriterLock::take_patiently(const std::string& folder) {
+  const auto until = std::chrono::steady_clock::now() + kPatience;
+  std::optional<WriterLock> lock = take(folder);
+  while (!lock && std::chrono::steady_clock::now() < until) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    lock = take(folder);
+  }
+  return lock;
 }
 
 long WriterLock::holder(const std::string& folder) {

@@ -124,10 +124,14 @@ int MappedFile::allocate(std::size_t from, std::size_t to) const {
 #endif
 }
 
-bool MappedFile::claim_alone() {
-  const bool alone = flock(file_, LOCK_EX | LOCK_NB) == 0;
-  flock(file_, LOCK_SH);  // others that claim it do so for a moment only
-  return alone;
+bool MappedFile::claim_alone() { return flock(file_, LOCK_EX | LOCK_NB) == 0; }
+
+bool MappedFile::share() { return flock(file_, LOCK_SH | LOCK_NB) == 0; }
+
+bool MappedFile::in_place() const {
+  struct stat here{}, there{};
+  return fstat(file_, &here) == 0 && stat(path_.c_str(), &there) == 0 && here.st_dev == there.st_dev &&
+         here.st_ino == there.st_ino;
 }
 
 void MappedFile::sync() const {

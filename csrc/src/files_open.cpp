@@ -19,7 +19,6 @@ namespace serl_fast {
 namespace {
 
 constexpr std::uint64_t kNever = std::numeric_limits<std::uint64_t>::max();
-constexpr auto kPatience = std::chrono::milliseconds(300);
 constexpr auto kLongPatience = std::chrono::seconds(60);
 
 class OwnedByFile : public Column::Owner {
@@ -31,23 +30,18 @@ class OwnedByFile : public Column::Owner {
   std::shared_ptr<MappedFile> file_;
 };
 
-// A reader that repairs, or a process that is just ending, has the lock for a moment.
-std::optional<WriterLock> take_patiently(const std::string& folder) {
-  const auto until = std::chrono::steady_clock::now() + kPatience;
-  std::optional<WriterLock> lock = WriterLock::take(folder);
-  while (!lock && std::chrono::steady_clock::now() < until) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    lock = WriterLock::take(folder);
-  }
-  return lock;
-}
-
 std::size_t checked_product(std::size_t rows, std::size_t row_bytes) {
   if (row_bytes != 0 && rows > std::numeric_limits<std::size_t>::max() / 4 / row_bytes) {
     throw Error("a column of " + std::to_string(rows) + " rows of " + std::to_string(row_bytes) +
                 " bytes is too large");
   }
   return rows * row_bytes;
+}
+
+// Process numbers mean the same to processes of the same space only. 0: the system does not say.
+std::uint64_t process_space() {
+  struct stat status{};
+  return stat("/proc/self/ns/pid", &status) == 0 ? status.st_ino : 0;
 }
 
 }  // namespace
@@ -60,14 +54,13 @@ class StoreFiles::Syncer {
           std::unique_lock lock(mutex_);
           while (!wake_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return stop_; })) {
             lock.unlock();
-            std::exception_ptr error;
             try {
               files.sync_files();
             } catch (...) {
-              error = std::current_exception();
+              const std::lock_guard failing(files.failing_);
+              files.unraised_ = std::current_exception();
             }
             lock.lock();
-            if (error) error_ = error;
           }
         }) {}
   ~Syncer() {
@@ -78,16 +71,11 @@ class StoreFiles::Syncer {
     wake_.notify_all();
     thread_.join();
   }
-  void raise() {
-    const std::lock_guard lock(mutex_);
-    if (std::exception_ptr error = std::exchange(error_, nullptr)) std::rethrow_exception(error);
-  }
 
  private:
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stop_ = false;
-  std::exception_ptr error_;
   std::thread thread_;  // last: it uses the others
 };
 
@@ -99,7 +87,7 @@ StoreFiles::StoreFiles(std::string folder, StoreHeader header, const OpenOptions
       owner_(getpid()),
       kept_from_(kNever) {
   if (options_.write) {
-    lock_ = take_patiently(folder_);
+    lock_ = WriterLock::take_patiently(folder_);
     if (!lock_) {
       const long holder = WriterLock::holder(folder_);
       throw FileError(EAGAIN, folder_,
@@ -113,14 +101,14 @@ StoreFiles::StoreFiles(std::string folder, StoreHeader header, const OpenOptions
     lock_ =
         WriterLock::take(folder_);  // kept while the control block is put right; none where a writer is there
   }
+  open_control();
   if (!create_) {
     StoreHeader now = read_header(folder_);  // it may have changed before the lock was taken
     if (!(now.capacity == header_.capacity && now.columns == header_.columns)) {
-      throw Error(folder_ + ": another store has taken the place of this one; open it again");
+      throw Replaced(folder_ + ": another store has taken the place of this one; open it again");
     }
     header_ = std::move(now);
   }
-  open_control();
 }
 
 StoreFiles::~StoreFiles() {
@@ -145,7 +133,6 @@ void StoreFiles::open_control() {
     control_file_ = std::make_shared<MappedFile>(folder_ + "/range", sizeof(Control),
                                                  MappedFile::Access::kWrite, lock_.has_value());
     if (lock_) control_file_->ensure(sizeof(Control));
-    alone_ = control_file_->claim_alone();
   } catch (const FileError& error) {
     const bool refused = error.code() == EACCES || error.code() == EROFS || error.code() == EPERM;
     if (options_.write || !refused) throw;
@@ -166,6 +153,43 @@ void StoreFiles::open_control() {
     return;
   }
   control_ = reinterpret_cast<Control*>(control_file_->data());
+  if (!lock_) return;
+  alone_ = control_file_->claim_alone();  // until the pins of the dead are gone: nobody may come in before
+  if (!alone_) share_control();
+  begin_recovery();
+}
+
+// Readers that come now wait until the control block is right again; see await_writer().
+void StoreFiles::begin_recovery() {
+  if (alone_) {
+    control_->processes = process_space();
+  } else {
+    require_same_processes();
+  }
+  const std::uint64_t ready = control_->ready.load();
+  was_ready_ = ready == Control::kReady || ready == Control::kOpening;
+  control_->ready = was_ready_ ? Control::kOpening : 0;
+}
+
+void StoreFiles::require_same_processes() const {
+  const std::uint64_t theirs = control_->processes.load(), own = process_space();
+  if (theirs == 0 || own == 0 || theirs == own) return;
+  throw Error(
+      folder_ +
+      " is open in processes whose numbers this one does not see: processes that share a store must see "
+      "one another's process numbers, so run them in one container (one PID namespace)");
+}
+
+// Others are alone with the control block for as long as they put it right.
+void StoreFiles::share_control() {
+  const auto until = std::chrono::steady_clock::now() + kLongPatience;
+  while (!control_file_->share()) {
+    if (std::chrono::steady_clock::now() > until) {
+      throw Error(folder_ + ": process " + std::to_string(WriterLock::holder(folder_)) +
+                  " is opening the store and does not come to an end; try again later");
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
 }
 
 Column StoreFiles::column(const std::string& name, std::size_t rows, std::size_t row_bytes) {
@@ -220,8 +244,13 @@ void StoreFiles::start(const Table& steps, const Table& records, const StoreShap
   } catch (const FileError&) {
     if (options_.write) throw;  // a reader can do without
   }
+  // Files of two stores would be a mixture, where a snapshot has exchanged the folder in between.
+  if (control_file_ != nullptr && !control_file_->in_place()) {
+    throw Replaced(folder_ + ": another store has taken the place of this one; open it again");
+  }
   if (lock_ || own_control_ != nullptr) {
     recover();
+    if (alone_) share_control();
   } else {
     await_writer();
   }
@@ -229,6 +258,7 @@ void StoreFiles::start(const Table& steps, const Table& records, const StoreShap
     own_drawing_.seed = header_.seed;
     own_drawing_.draws = header_.draws;
     if (own_control_ == nullptr) lock_.reset();
+    if (control_->range.closed.load() != 0) finish_rewriting();
     if (options_.verify_all) verify_all();
     return;
   }
@@ -241,6 +271,7 @@ void StoreFiles::start(const Table& steps, const Table& records, const StoreShap
 
 // A writer has the store open: it has put the control block right, or is about to.
 void StoreFiles::await_writer() {
+  share_control();
   const auto until = std::chrono::steady_clock::now() + kLongPatience;
   while (!control_file_->usable_at_least(sizeof(Control)) || control_->ready.load() != Control::kReady) {
     if (std::chrono::steady_clock::now() > until) {
@@ -250,9 +281,11 @@ void StoreFiles::await_writer() {
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
     if ((lock_ = WriterLock::take(folder_))) {  // it is gone
       control_file_->ensure(sizeof(Control));
+      begin_recovery();
       return recover();
     }
   }
+  require_same_processes();
 }
 
 void StoreFiles::save_header(bool closed, bool durable) {
@@ -268,17 +301,33 @@ void StoreFiles::save_header(bool closed, bool durable) {
 void StoreFiles::require_writer() {
   if (!options_.write) {
     throw Error(folder_ +
-                " was opened for reading (mode='r'); append in the process that opened it for writing");
+                " was opened for reading (mode='r'); change it in the process that opened it for writing");
   }
-  if (getpid() != owner_) {
-    throw Error(folder_ + " is written by process " + std::to_string(owner_) +
-                ", of which this one is a fork: it may sample, but append there, or send it the transitions");
+  if (!is_owner()) {
+    throw Error(
+        folder_ + " is written by process " + std::to_string(owner_) +
+        ", of which this one is a fork: it may sample; change the store there, or send it the transitions");
   }
-  if (closed_) throw Error(folder_ + " was closed; open it again to append");
-  if (syncer_ != nullptr) syncer_->raise();
+  if (closed_) throw Error(folder_ + " was closed; open it again to change it");
+  const std::lock_guard lock(failing_);
+  if (std::exception_ptr error = std::exchange(unraised_, nullptr)) std::rethrow_exception(error);
+}
+
+bool StoreFiles::is_owner() const { return getpid() == owner_; }
+
+void StoreFiles::leave_snapshot() {
+  if (!header_.snapshot || create_) return;
+  header_.snapshot = false;
+  try {
+    save_header(/*closed=*/false, /*durable=*/false);
+  } catch (...) {
+    header_.snapshot = true;
+    throw;
+  }
 }
 
 void StoreFiles::ensure(std::size_t rows, std::size_t slots) {
+  leave_snapshot();
   journal_file_->ensure(rows * sizeof(JournalEntry));
   checksums_file_->ensure(slots * groups_.size() * sizeof(std::uint32_t));
 }
@@ -303,29 +352,52 @@ std::size_t StoreFiles::column_bytes() const {
 }
 
 // The journal last, so that what it speaks of is on the disk more often than not.
-void StoreFiles::sync_files() const {
-  for (const auto& column : columns_) column->sync();
-  checksums_file_->sync();
-  journal_file_->sync();
+void StoreFiles::sync_files() {
+  for (const auto& column : columns_) force(*column);
+  force(*checksums_file_);
+  force(*journal_file_);
+}
+
+void StoreFiles::force(const MappedFile& file) {
+  try {
+    file.sync();
+  } catch (...) {
+    const std::lock_guard lock(failing_);
+    if (!failure_) failure_ = std::current_exception();
+    throw;
+  }
+}
+
+std::exception_ptr StoreFiles::failure() const {
+  const std::lock_guard lock(failing_);
+  return failure_;
 }
 
 void StoreFiles::flush() {
   require_writer();
   sync_files();
+  force(*redo_file_);
+  // That it went well now does not bring back what an earlier attempt lost.
+  if (std::exception_ptr error = failure()) std::rethrow_exception(error);
   save_header(/*closed=*/false, /*durable=*/false);
 }
 
 void StoreFiles::close() {
-  if (closed_ || !started_ || !options_.write || getpid() != owner_) return;
+  if (closed_ || !started_ || !options_.write || !is_owner()) return;
   closed_ = true;
   syncer_.reset();
-  std::exception_ptr error;
   try {
     sync_files();
+    force(*redo_file_);
   } catch (...) {
-    error = std::current_exception();
+    // failure() has it
   }
-  save_header(/*closed=*/true, /*durable=*/error == nullptr);
+  std::exception_ptr error = failure();
+  try {
+    save_header(/*closed=*/true, /*durable=*/error == nullptr);
+  } catch (...) {
+    if (!error) error = std::current_exception();
+  }
   lock_->release();
   if (error) std::rethrow_exception(error);
 }

@@ -1,6 +1,7 @@
 // StoreFiles: which steps are live, told from the journal alone.
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -37,11 +38,10 @@ void StoreFiles::recover() {
   const bool same_boot = !boot.empty() && boot == header_.boot;
   power_failed_ = !same_boot && !header_.durable;
   std::uint64_t end = newest_end();
-  const bool was_ready = control_->ready.load() == Control::kReady;
   std::uint64_t expected = 0;  // the end as others noted it, in case the newest entries are damaged
   if (header_.closed) {
     expected = header_.end;
-  } else if (same_boot && was_ready && own_control_ == nullptr) {
+  } else if (same_boot && was_ready_ && own_control_ == nullptr) {
     expected = control_->range.end.load();
     if (expected > end + kFewSteps && expected < kMostSteps && !skips_damaged()) {
       throw Error(folder_ + "/journal: its entries end with step " + std::to_string(end) + ", but " +
@@ -54,17 +54,16 @@ void StoreFiles::recover() {
   end = std::max(end, expected);
   std::uint64_t begin = std::max(header_.base, end > shape_.capacity ? end - shape_.capacity : 0);
   if (options_.write) {
-    if (!(same_boot && was_ready)) {
+    if (!(same_boot && was_ready_)) {
       control_->drawing.seed = header_.seed;
       control_->drawing.draws = header_.draws;
     }
-    control_->ready = 0;
     finish_redo(begin, end);
     if (power_failed_) drop_unfinished(begin, end);
   }
   control_->range.begin.store(begin);
   control_->range.end.store(end);
-  control_->range.closed.store(0);
+  if (options_.write) control_->range.closed.store(0);  // only now: finish_redo() has done its work
   // Pins of processes that are gone would stay where another process has got the same number since.
   if (control_file_ != nullptr && alone_) {
     for (LiveRange::Pin& pin : control_->range.pins) pin.word.store(0);
@@ -87,7 +86,7 @@ void StoreFiles::drop_unfinished(std::uint64_t begin, std::uint64_t& end) {
   if (end != before) header_.base = begin;  // older steps had been given up for those
 }
 
-// Brings a change to its end that was cut off.
+// Brings a change to its end that was cut off. After a close there is none: what stands there is older.
 void StoreFiles::finish_redo(std::uint64_t begin, std::uint64_t end) {
   Redo& redo = *reinterpret_cast<Redo*>(redo_file_->data());
   const std::size_t room = redo_file_->usable() - sizeof(Redo);
@@ -96,7 +95,8 @@ void StoreFiles::finish_redo(std::uint64_t begin, std::uint64_t end) {
   const bool fits = redo.entry.is_of(id) && id >= begin && id < end && redo.field > kMarkField &&
                     redo.field < steps_.size() && redo.bytes == steps_[redo.field].bytes;
   const std::size_t row = row_of(id);
-  bool there = fits && journal_file_->usable_at_least((row + 1) * sizeof(JournalEntry));
+  bool there = fits && !(header_.closed && header_.durable) &&
+               journal_file_->usable_at_least((row + 1) * sizeof(JournalEntry));
   for (std::size_t c = 0; c < step_columns_.size(); ++c) {
     there = there && step_columns_[c]->usable_at_least((row + 1) * step_rows_[c]);
   }
@@ -105,6 +105,7 @@ void StoreFiles::finish_redo(std::uint64_t begin, std::uint64_t end) {
     put_entry(row, redo.entry);
   }
   redo.own = ~redo.checksum();
+  force(*redo_file_);  // before the header says that the store is in use again
 }
 
 // A writer was killed while it changed this step, and no other one has come since: be that one for a moment.
@@ -116,45 +117,71 @@ bool StoreFiles::repair(std::uint64_t id) const {
     return false;
   }
   try {
-    OpenOptions options;
-    options.damaged = OnDamage::kSkip;
-    open_store(folder_, nullptr, 0, options)->close();
+    open_for_writing();
   } catch (const Error&) {
     return false;
   }
   return !damage(id, true);
 }
 
+void StoreFiles::open_for_writing() const {
+  OpenOptions options;
+  options.damaged = OnDamage::kSkip;
+  open_store(folder_, nullptr, 0, options)->close();
+}
+
+void StoreFiles::finish_rewriting() const {
+  // Without its own control block nobody closes the range; and the process that writes opens it again itself.
+  if (own_control_ != nullptr || (options_.write && is_owner() && !closed_)) return;
+  if (!control_file_->in_place()) {
+    throw Error(folder_ + ": another store has taken the place of this one; open it again");
+  }
+  // Not the process number tells whether the writer lives, for another process may have got it since.
+  try {
+    if (!WriterLock::take(folder_)) return;
+    open_for_writing();
+  } catch (const FileError& error) {
+    if (error.code() == EAGAIN) return;  // somebody else was quicker
+    throw Error(
+        folder_ +
+        ": a process that changed steps was killed; open the store for writing once, which brings that to "
+        "its end (" +
+        error.what() + ")");
+  }
+}
+
 // Finds the slots in use, and steps whose slots cannot be believed: two steps may share a record only as
-// neighbours do, or giving up one of them would free what the other one needs.
+// neighbours do, or giving up one of them would free what the other one needs. Where they contradict one
+// another the newer one is right: it has got the slots of a step that was lost.
 void StoreFiles::check_links(std::uint64_t begin, std::uint64_t end) {
   struct User {
     std::uint64_t step = 0;  // 1 + its number
     std::size_t place = 0;
   };
   std::vector<User> users;
-  const auto is_free = [&](std::uint64_t id, std::size_t t, bool continues) {
+  const auto continues = [&](std::uint64_t id) { return *steps_[kMarkField].at(row_of(id)) != std::byte{0}; };
+  const auto is_free = [&](std::uint64_t id, std::size_t t) {
     const std::uint32_t slot = slots(row_of(id))[t];
     if (slot >= users.size() || users[slot].step == 0) return true;
     const User& user = users[slot];
-    return continues && user.place > t && user.step + (user.place - t) == id + 1;
+    return continues(user.step - 1) && t > user.place && id + 1 + (t - user.place) == user.step;
   };
   const auto agrees = [&](std::uint64_t id) {
     const std::uint32_t* own = slots(row_of(id));
-    const bool continues = *steps_[kMarkField].at(row_of(id)) != std::byte{0};
-    if (continues && id > begin && level(id - 1) == kLinked &&
-        !std::equal(own, own + shape_.stack, slots(row_of(id - 1)) + 1)) {
+    if (id + 1 < end && level(id + 1) == kLinked && continues(id + 1) &&
+        !std::equal(own + 1, own + 1 + shape_.stack, slots(row_of(id + 1)))) {
       return false;
     }
     for (std::size_t t = 0; t <= shape_.stack; ++t) {
-      if (!is_free(id, t, continues) || std::find(own, own + t, own[t]) != own + t) return false;
+      if (!is_free(id, t) || std::find(own, own + t, own[t]) != own + t) return false;
     }
     return true;
   };
-  for (std::uint64_t id = begin; id < end; ++id) {
+  for (std::uint64_t id = end; id-- > begin;) {
     if (damage(id, false) || !agrees(id)) {
       set_level(id, kUnlinked);
       has_unlinked_ = true;
+      give_up(id);
       continue;
     }
     set_level(id, kLinked);
@@ -169,10 +196,20 @@ void StoreFiles::check_links(std::uint64_t begin, std::uint64_t end) {
   for (std::size_t slot = 0; slot < users.size(); ++slot) taken_[slot] = users[slot].step != 0;
 }
 
+// For good: what is written over the step's records might make it look whole later.
+void StoreFiles::give_up(std::uint64_t id) {
+  const std::size_t row = row_of(id);
+  if (!journal_file_->usable_at_least((row + 1) * sizeof(JournalEntry))) return;
+  JournalEntry noted = entry(row);
+  if (!noted.is_of(id)) return;
+  noted.lost = 1;
+  put_entry(row, noted);
+}
+
 std::vector<bool> StoreFiles::slots_in_use() const { return taken_; }
 
 void StoreFiles::verify_all() {
-  const Reading held(control_->range, shape_.capacity);
+  const Reading held(control_->range, shape_.capacity, this);
   const std::uint64_t begin = held.begin(), end = held.end();
   std::atomic<std::uint64_t> damaged{0}, first{end};
   WorkerPool::shared().run((end - begin + kAtOnce - 1) / kAtOnce, [&](std::size_t task) {

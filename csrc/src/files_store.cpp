@@ -76,14 +76,18 @@ std::vector<Damage> Store::verify(std::uint64_t first, std::uint64_t last) const
   return found;
 }
 
+// In a forked child the mutex may be held by a thread that did not come along.
 void Store::flush() {
+  if (files_ == nullptr) return;
+  files_->require_writer();
   const std::lock_guard lock(writer_);
-  if (files_ != nullptr) files_->flush();
+  files_->flush();
 }
 
 void Store::close() {
+  if (files_ == nullptr || !files_->is_owner()) return;
   const std::lock_guard lock(writer_);
-  if (files_ != nullptr) files_->close();
+  files_->close();
 }
 
 // --- copies -----------------------------------------------------------------------------------------------

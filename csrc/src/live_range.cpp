@@ -6,6 +6,8 @@
 #include <thread>
 #include <tuple>
 
+#include "serl_fast/store_files.h"
+
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 
@@ -61,13 +63,12 @@ void LiveRange::release_dead() {
   }
 }
 
-Reading::Reading(LiveRange& range, std::size_t capacity) {
+Reading::Reading(LiveRange& range, std::size_t capacity, const StoreFiles* files) {
   Backoff backoff;
   std::uint64_t pinned = 0;
   for (;; backoff.wait()) {
-    if (std::uint32_t closed = range.closed.load(); closed != 0) {
-      // Whoever died while rewriting has left a file that tells by its checksums what is whole.
-      if (backoff.long_since() && is_gone(closed)) range.closed.compare_exchange_strong(closed, 0);
+    if (range.closed.load() != 0) {
+      if (files != nullptr && backoff.time_to_act()) files->finish_rewriting();
       continue;
     }
     // The first pins are the ones that the writer looks at: take a new one only where those are held.
@@ -90,7 +91,10 @@ Reading::Reading(LiveRange& range, std::size_t capacity) {
         preferred = at;
       }
     }
-    if (pin_ == nullptr) continue;
+    if (pin_ == nullptr) {
+      if (backoff.time_to_act()) range.release_dead();
+      continue;
+    }
     if (range.closed.load() == 0) {
       std::tie(begin_, end_) = range.live(capacity);
       if (begin_ >= pinned)

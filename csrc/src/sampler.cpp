@@ -70,7 +70,7 @@ void Sampler::sample(std::size_t rows, std::span<std::byte* const> out, std::opt
         if (done < rows) begin_epoch(reading);
       }
       // Nothing is left of it for sample_epoch().
-      if (epoch_done_ == epoch_order_->bound()) epoch_order_.reset();
+      if (epoch_order_ && epoch_done_ == epoch_order_->bound()) epoch_order_.reset();
       epoch.unlock();
       break;
   }
@@ -120,7 +120,10 @@ std::uint64_t Sampler::good_from(const Reading& reading, std::uint64_t id) const
     const std::uint64_t next = reading.begin() + (id - reading.begin() + k) % count;
     if (store_.is_good(reading, next, layout_.view)) return next;
   }
-  throw Error("every transition of the store is damaged; there is nothing to sample");
+  const std::size_t steps = std::max(layout_.view.length, layout_.view.n_step);
+  throw Error(steps > 1 ? "the store has no sequence of " + std::to_string(steps) +
+                              " undamaged transitions; there is nothing to sample"
+                        : "every transition of the store is damaged; there is nothing to sample");
 }
 
 void Sampler::begin_epoch(const Reading& reading) {
@@ -156,10 +159,12 @@ void Sampler::draw_prioritized(const Reading& reading, std::uint64_t draw, std::
     // sequence starts: the last start stands in.
     ids[i] = std::clamp(store_.id_of(rows[i], store_.appended()), reading.begin(), newest);
     if (store_.skips_damaged() && !store_.is_good(reading, ids[i], layout_.view)) {
-      priorities.remove(rows[i]);
+      priorities.remove(store_.row_of(ids[i]));
       ids[i] = good_from(reading, ids[i]);
     }
-    rows[i] = static_cast<std::uint32_t>(store_.row_of(ids[i]));
+    // The weight is that of the step given out, unless it was given up since `reading` was taken.
+    const auto row = static_cast<std::uint32_t>(store_.row_of(ids[i]));
+    if (priorities.value(row) > 0.0F) rows[i] = row;
   }
   if (weights != nullptr) priorities.weights(rows, reading.size(), beta_, weights);
 }

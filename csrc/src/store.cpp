@@ -84,16 +84,44 @@ Store::Store(Schema schema, std::size_t capacity, std::unique_ptr<StoreFiles> fi
   const std::vector<bool> in_use = files_->slots_in_use();
   pool_.reset(in_use.size(), in_use);
   slots_used_ = in_use.size();
+  opened_at_ = range_->begin.load();
 }
 
 Store::~Store() = default;
+
+void Store::require_writable() const {
+  settle_after_fork();
+  if (files_ != nullptr) return files_->require_writer();
+  if (abandoned_) {
+    throw Error(
+        "this process was forked while another thread changed the store, so its copy can only be read; fork "
+        "while "
+        "nobody appends, or share a store on disk (open)");
+  }
+}
+
+void Store::after_fork() const {
+  static std::mutex settling;
+  const std::lock_guard lock(settling);
+  if (forks_.load() == forks()) return;
+  if (files_ == nullptr) {
+    for (LiveRange::Pin& pin : range_->pins) pin.word.store(0);
+    range_->closed.store(0);
+    const auto is_free = [](std::mutex& mutex) {
+      return std::unique_lock(mutex, std::try_to_lock).owns_lock();
+    };
+    Priorities* kept = priorities_.load();
+    if (!is_free(writer_) || (kept != nullptr && !is_free(kept->mutex()))) abandoned_ = true;
+  }
+  forks_.store(forks(), std::memory_order_release);
+}
 
 // --- appending
 // -------------------------------------------------------------------------------------------------
 
 void Store::append(std::span<const std::byte* const> columns, std::size_t rows,
                    std::span<const Continues> continues) {
-  if (files_ != nullptr) files_->require_writer();
+  require_writable();
   const Input input(form_, columns, rows);
   input.validate();  // before the lock: it reads the caller's memory only
   const std::lock_guard lock(writer_);
@@ -102,7 +130,7 @@ void Store::append(std::span<const std::byte* const> columns, std::size_t rows,
 
 bool Store::try_append(std::span<const std::byte* const> columns, Continues continues) {
   if (files_ != nullptr && files_->options().sync == Sync::kEach) return false;
-  if (files_ != nullptr) files_->require_writer();
+  require_writable();
   const Input input(form_, columns, 1);
   input.validate();
   const std::unique_lock lock(writer_, std::try_to_lock);
@@ -135,6 +163,12 @@ void Store::append_locked(const Input& input, std::span<const Continues> continu
 void Store::reserve(const std::vector<bool>& planned) {
   if (files_ == nullptr) return;
   files_->require_writer();  // the store may have been closed while this call waited for its turn
+  // Slots that a writer before this one gave up count as free here, whoever reads them.
+  for (Backoff backoff; !old_readers_left_; backoff.wait()) {
+    old_readers_left_ = range_->unread_before() >= opened_at_;
+    if (old_readers_left_) break;
+    if (backoff.long_since()) range_->release_dead();
+  }
   const std::size_t rows = planned.size();
   std::size_t fresh = 0, live = 0, peak = 0;  // slots that the steps take; those of rows_ in a row, the most
   for (std::size_t i = 0; i < rows; ++i) {
@@ -310,9 +344,9 @@ std::size_t Store::relabel(std::size_t step, std::span<const std::int64_t> ids, 
   }
   require_finite(field, "", values, ids.size());
   const Cells& cells = step_field(step);
-  if (files_ != nullptr) files_->require_writer();
+  require_writable();
   const std::lock_guard lock(writer_);
-  if (files_ != nullptr) files_->require_writer();
+  require_writable();
   const std::vector<bool> wanted = changeable(ids);
   std::size_t written = 0;
   // In parts, so that readers are kept waiting for a few microseconds at a time.
@@ -350,7 +384,7 @@ std::vector<bool> Store::changeable(std::span<const std::int64_t> ids) const {
 }
 
 void Store::prioritize(const PriorityOptions& options) {
-  if (files_ != nullptr) files_->require_writer();  // who does not see the appends cannot rank them
+  require_writable();  // who does not see the appends cannot rank them
   auto made = std::make_unique<Priorities>(options, rows_);
   const std::lock_guard lock(writer_);
   if (own_priorities_ != nullptr) throw Error("the store keeps priorities already");

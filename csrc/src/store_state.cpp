@@ -74,6 +74,7 @@ void Store::load(const StateView& state) {
         "a store in files takes no state: its contents would be gone before the new ones are there; "
         "open an empty folder and append to it");
   }
+  require_writable();
   require_loadable(state);
   const std::lock_guard lock(writer_);
   const Rewriting rewriting(*range_);

@@ -12,10 +12,8 @@
 #include <vector>
 
 #include "serl_fast/error.h"
+#include "serl_fast/forks.h"
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#endif
 #if defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
 #include <intrin.h>
 #endif
@@ -57,18 +55,6 @@ unsigned threads_from_environment() {
               std::to_string(kMaxThreads));
 }
 
-// How many forks this process descends from. A child counts one more than its parent, whose threads it lacks.
-constinit std::atomic<std::uint32_t> forks{0};
-
-#if defined(__unix__) || defined(__APPLE__)
-// When the program is loaded, not at the first use: a fork just then would leave the child with a half-made
-// static to wait for.
-[[maybe_unused]] const int registered =
-    pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
-#endif
-
-std::uint32_t generation() { return forks.load(std::memory_order_relaxed); }
-
 }  // namespace
 
 // The threads besides the caller's. One caller at a time.
@@ -78,7 +64,7 @@ std::uint32_t generation() { return forks.load(std::memory_order_relaxed); }
 // door closed: the run did not wait for it, and it touches nothing of the job, whose memory may be gone.
 class WorkerPool::Crew {
  public:
-  explicit Crew(unsigned threads) : threads_(threads), generation_(generation()) {
+  explicit Crew(unsigned threads) : threads_(threads), generation_(forks()) {
     workers_.reserve(threads - 1);
     try {
       while (workers_.size() + 1 < threads) workers_.emplace_back([this] { serve(); });
@@ -97,7 +83,7 @@ class WorkerPool::Crew {
   Crew& operator=(const Crew&) = delete;
 
   unsigned threads() const { return threads_; }  // that were asked for
-  bool lives() const { return generation_ == generation(); }
+  bool lives() const { return generation_ == forks(); }
 
   void run(std::size_t tasks, Call call, const void* work) {
     tasks_ = tasks;
@@ -229,7 +215,7 @@ void WorkerPool::run_tasks(std::size_t tasks, Call call, const void* work) {
 
 // A user from before a fork is a thread that this process does not have.
 bool WorkerPool::acquire() {
-  const std::uint32_t mark = generation() + 1;
+  const std::uint32_t mark = forks() + 1;
   std::uint32_t user = user_.load(std::memory_order_relaxed);
   return user != mark && user_.compare_exchange_strong(user, mark, std::memory_order_acquire);
 }

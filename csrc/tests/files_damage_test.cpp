@@ -1,4 +1,6 @@
 // Stores on disk in which bits have flipped: damage is named or passed over, never given out.
+#include <random>
+
 #include "serl_fast/sampler.h"
 #include "stored.h"
 
@@ -82,7 +84,10 @@ void damage_is_named() {
   raised("/records.0, byte 288: observation record 9 is damaged");
   make();
   flip(folder / "store" + "/checksums", 9 * 4);
-  raised("links to its observations are damaged");
+  raised("/checksums, byte 36: the checksum of observation record 9 is damaged");
+  make();
+  flip(folder / "store" + "/steps.0", 5 * 64 + 16);  // a slot, which still exists
+  raised("links to its observations are damaged, or the checksums of those (checksums, byte ");
   make();
   fs::resize_file(folder / "store" + "/journal", 7 * 32 + 3);
   raised("/journal, byte 224: the file ends before, so step 7 is lost");
@@ -109,6 +114,67 @@ void damaged_neighbours_keep_their_records() {
   }
 }
 
+// Whether step `id` is what was written, or refused.
+bool is_right_or_refused(const Store& store, std::uint64_t id, bool& refused) {
+  const Layout layout(store.schema(), View{});
+  Rows batch(store.schema(), 1, store.schema().columns_in());
+  std::vector<std::byte*> out = batch.pointers();
+  out.resize(layout.columns.size());
+  const auto number = static_cast<std::int64_t>(id);
+  refused = false;
+  try {
+    store.gather_ids(std::span(&number, 1), layout, out);
+  } catch (const std::exception&) {
+    return refused = true;
+  }
+  const int time = static_cast<int>(id);
+  return is_step(batch, 0, time, time - time % kEpisode, kStack);
+}
+
+// A step that is lost stays lost, also when what is written over its records makes it look whole: otherwise
+// it would take steps with it that were appended since.
+void a_lost_step_does_not_come_back() {
+  const char* const names[] = {"/steps.0", "/journal", "/checksums", "/records.0"};
+  const Folder folder;
+  const std::string path = folder / "store";
+  OpenOptions options;
+  options.damaged = OnDamage::kSkip;
+  for (unsigned round = 0; round < 150; ++round) {
+    std::mt19937 random(6281 + round);  // the first one is a store of which that was true
+    fs::remove_all(path);
+    const std::size_t capacity = 1 + random() % 24;
+    {
+      const auto store = open_it(path, capacity);
+      append_steps(*store, 0, static_cast<int>(1 + random() % 60));
+      if (random() % 2 != 0) store->close();
+    }
+    for (unsigned flips = 1 + random() % 4; flips > 0; --flips) {
+      const std::string file = path + names[random() % 4];
+      const std::size_t size = std::min<std::size_t>(fs::file_size(file), 4000);
+      const auto bit = static_cast<int>(random() % 8);
+      flip(file, random() % size, bit);
+    }
+    auto store = open_it(path, capacity, options);
+    const std::uint64_t first = store->appended();
+    const auto reader = open_store(path, nullptr, 0, reading());
+    for (int i = 0; i < 50; ++i) {
+      append(*store, step(static_cast<int>(store->appended())));
+      if (i % 7 == 6 && random() % 3 == 0) {
+        store.reset();
+        store = open_it(path, capacity, options);
+      }
+      for (std::uint64_t id = store->first_id(); id < store->appended(); ++id) {
+        bool refused = false;
+        CHECK(is_right_or_refused(*store, id, refused));
+        CHECK(!refused || id < first);
+        if (i % 5 != 0) continue;
+        CHECK(is_right_or_refused(*reader, id, refused));
+        CHECK(!refused || id < first);
+      }
+    }
+  }
+}
+
 void other_versions_are_refused() {
   const Folder folder;
   open_it(folder / "store");
@@ -130,6 +196,7 @@ int main() {
   a_flipped_bit_is_found();
   damage_is_named();
   damaged_neighbours_keep_their_records();
+  a_lost_step_does_not_come_back();
   other_versions_are_refused();
   return serl_fast::test::summary();
 }

@@ -106,6 +106,19 @@ void a_dead_process_lets_go() {
   range->begin = 9;
   CHECK(range->unread_before() == 5);  // the living one holds on
 }
+
+void dead_readers_make_room() {
+  const auto range = range_of(5, 9);
+  const pid_t child = fork();
+  if (child == 0) _exit(0);
+  waitpid(child, nullptr, 0);
+  for (LiveRange::Pin& pin : range->pins) {
+    pin.word = (std::uint64_t{6} << LiveRange::kProcessBits) | static_cast<std::uint64_t>(child);
+  }
+  range->pins_used = LiveRange::kPins;
+  const Reading reading(*range, 10);
+  CHECK(reading.size() == 4);
+}
 #endif
 
 // A row holds the number of its step, twice, as plain memory. The writer reuses a row as soon as no pin is
@@ -157,6 +170,7 @@ int main() {
   one_reader_too_many_waits();
 #if defined(__unix__) || defined(__APPLE__)
   a_dead_process_lets_go();
+  dead_readers_make_room();
 #endif
   no_row_changes_under_a_reader();
   return serl_fast::test::summary();

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from serl_fast.replay.fields import describe as describe_field
-from serl_fast.replay.files import describe, export_npz
-from serl_fast.replay.layout import columns_of
+from serl_fast.replay.files import describe, export_npz, exported
 from serl_fast.replay.store import ReplayStore
 
 _SHOWN = 20  # damaged transitions listed one by one
@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.set_defaults(run=run)
     options = parser.parse_args(arguments)
     try:
+        _require_store(options.path)
         return int(options.run(options))
     except (OSError, ValueError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -40,14 +41,25 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _require_store(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if not (path / "header").is_file():
+        raise FileNotFoundError(f"{path} is no replay store")
+
+
 def _inspect(options: argparse.Namespace) -> int:
     info = describe(options.path)
     for field in (*info["schema"].observations, *info["schema"].steps):
         print(f"{field.name:32} {describe_field(field)}")
     if info["writer"]:
         print(f"process {info['writer']} is writing to it")
+    elif info["damage"]:
+        print("whether its last writer closed it is not known")
     else:
         print("closed by its last writer" if info["closed"] else "not closed: its last writer was killed")
+    if info["damage"]:
+        print(info["damage"])
     with ReplayStore.open(options.path, mode="r", damaged="skip") as store:
         episodes = len(store.episodes())
         print(f"{len(store)} of {store.capacity} transitions, {store.appended} ever appended")
@@ -57,24 +69,27 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    header = describe(options.path)["damage"]
     with ReplayStore.open(options.path, mode="r", damaged="skip") as store:
         with _progress(len(store)) as progress:
             found = store.verify(progress)
+        if header:
+            print(header)
         for damage in found[:_SHOWN]:
             print(damage)
         if len(found) > _SHOWN:
             print(f"and {len(found) - _SHOWN} more")
         print(f"{len(found)} of {len(store)} transitions are damaged")
-    return 1 if found else 0
+    return 1 if found or header else 0
 
 
 def _export(options: argparse.Namespace) -> int:
     with ReplayStore.open(options.path, mode="r", damaged="skip") as store:
-        if options.target.suffix == ".npz":
-            with _progress(len(store) * len(columns_of(store.schema))) as progress:
+        if options.target.suffix.lower() == ".npz":
+            with _progress(len(store) * len(exported(store.schema))) as progress:
                 kept = export_npz(store, options.target, progress)
         else:
-            if options.target.exists():
+            if os.path.lexists(options.target):
                 raise FileExistsError(f"{options.target} exists; give the path of a new folder")
             kept = len(store) - len(store.verify())
             store.snapshot(options.target)

@@ -57,7 +57,7 @@ def to_stored(value: Any, name: str, dtype: str, shape: tuple[int, ...]) -> npt.
     """
     try:
         array = np.asarray(value)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # the latter two of a tensor that NumPy cannot read
         raise ValueError(f"field '{name}' is no array: {error}") from error
     wanted = np.dtype(dtype)
     if array.dtype.kind not in _ACCEPTED[wanted.kind]:

@@ -26,6 +26,8 @@ _STANDARD = {
     "discounts",
     *REQUIRED,
 }
+# What batches may hold besides.
+_DERIVED = {"full_observations", "next_actions", "terminals", "valid", "ids", "weights", "sources"}
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,17 @@ def observation_fields(leaves: Sequence[Leaf], frame_stack: int | Mapping[str, i
         TypeError, ValueError: a dtype cannot be stored, or ``frame_stack`` does not fit the shapes.
     """
     asked = dict(frame_stack) if isinstance(frame_stack, Mapping) else None
+    for number in [frame_stack] if asked is None else asked.values():
+        if not isinstance(number, (int, np.integer)):
+            raise TypeError(f"frame_stack holds {number!r}; it is a number of frames, or one for each key")
     fields = []
     for leaf in leaves:
         field = _field(*leaf)
-        if isinstance(frame_stack, int):  # a number means every image
-            stack = frame_stack if field.dtype == "uint8" and len(field.shape) >= 3 else 1
-        else:
-            assert asked is not None
-            stack = asked.pop(field.name.removeprefix("observations/"), 1)
+        if asked is not None:
+            stack = int(asked.pop(field.name.removeprefix("observations/"), 1))
+        else:  # a number means every image
+            is_image = field.dtype == "uint8" and len(field.shape) >= 3
+            stack = int(frame_stack) if is_image else 1  # type: ignore[arg-type]
         if stack < 1:
             raise ValueError(f"frame_stack is {stack} for field '{field.name}'; it is at least 1")
         if stack > 1:
@@ -97,9 +102,14 @@ def space_leaves(name: str, space: Any) -> list[Leaf]:
 
 def extra_leaf(name: str, dtype: npt.DTypeLike, shape: Sequence[int]) -> Leaf:
     """An extra field of a step; raises ValueError for a name that means something else."""
-    if name in _STANDARD or "/" in name:
-        raise ValueError(f"field '{name}' cannot be an extra field; choose another name")
+    require_extra_name(name)
     return (name, dtype, tuple(shape))
+
+
+def require_extra_name(name: str) -> None:
+    """Raise a ValueError unless ``name`` can be that of an extra field."""
+    if name in _STANDARD | _DERIVED or "/" in name or not name:
+        raise ValueError(f"field '{name}' cannot be an extra field: the name means something else; choose another")
 
 
 def extra_leaves(transition: Mapping[str, Any]) -> list[Leaf]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from serl_fast.replay import _native
 from serl_fast.replay.fields import Field
-from serl_fast.replay.layout import columns_of
+from serl_fast.replay.layout import Column, columns_of
 from serl_fast.replay.schema import Schema
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ class InFiles:
             damaged: "skip" leaves damaged transitions out.
 
         Returns:
-            A store that samples what the other one would have sampled next; its files are not used any more.
+            A store whose uniform draws are those that the other one would have made next. Its files are not used
+            any more.
 
         Raises:
             FileNotFoundError: there is no store.
@@ -150,12 +151,13 @@ class InFiles:
     def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Make a folder that holds what this store holds now, while appends and samples go on.
 
-        It takes the place of an older snapshot at once and only when it is whole and on the disk. ``load`` reads
-        it, ``open`` goes on with it.
+        It takes the place of an older snapshot at once and only when it is whole and on the disk. Nothing else is
+        replaced: no store that ``open`` made, no snapshot of another schema or with transitions appended since,
+        no folder with other files in it. ``load`` reads it, ``open`` goes on with it.
 
         Raises:
             OSError: the disk is full, or a process writes to the store at ``path``. Nothing has changed.
-            ValueError: ``path`` is something else than a store, or a block is damaged (see ``open``).
+            ValueError: ``path`` is something that is not replaced, or a block is damaged (see ``open``).
         """
         _native.snapshot(self._native, os.fspath(path), self.schema.to_json())
 
@@ -205,11 +207,12 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What the files say before any of their contents are looked at.
 
     Returns:
-        ``schema``, ``capacity``, ``format``, ``disk_bytes``, ``closed`` (whether the last writer closed it) and
-        ``writer`` (the process that writes to it now, 0 for none).
+        ``schema``, ``capacity``, ``format``, ``disk_bytes``, ``closed`` (whether the last writer closed it),
+        ``writer`` (the process that writes to it now, 0 for none) and ``damage`` (what is wrong with one of the two
+        copies of the header, "" for nothing).
     """
     info = _native.inspect_store(os.fspath(path))
-    known = ("capacity", "format", "disk_bytes", "closed", "writer")
+    known = ("capacity", "format", "disk_bytes", "closed", "writer", "damage")
     return {"schema": _schema(info), **{key: info[key] for key in known}}
 
 
@@ -218,21 +221,25 @@ def export_npz(store: ReplayStore, path: str | os.PathLike[str], progress: Progr
 
     Args:
         store: opened with ``damaged="skip"``.
-        path: the ``.npz`` file; its arrays are those of ``batch_at``, with names like
-            ``next_observations/front``, oldest transition first.
+        path: the ``.npz`` file to make, and folders above it; its arrays are those of ``batch_at`` and ``ids``
+            without ``discounts``, with names like ``next_observations/front``, oldest transition first.
         progress: called with the number of transitions of one column written just now.
 
     Returns:
         The number of transitions.
+
+    Raises:
+        FileExistsError: there is such a file.
     """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{os.fspath(path)} exists; give the path of a new file")
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     lost = {damage.id for damage in store.verify()}
     ages = np.array([id - store.first_id for id in range(store.first_id, store.appended) if id not in lost], np.int64)
     temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
     try:
         with zipfile.ZipFile(temporary, "w") as archive:
-            for column in columns_of(store.schema):
-                if column.name == "weights":
-                    continue
+            for column in exported(store.schema):
                 sampler = store.sampler(fields=(column.name,))
                 header = {
                     "descr": np.lib.format.dtype_to_descr(np.dtype(column.dtype)),
@@ -251,6 +258,11 @@ def export_npz(store: ReplayStore, path: str | os.PathLike[str], progress: Progr
         if os.path.exists(temporary):
             os.unlink(temporary)
     return len(ages)
+
+
+def exported(schema: Schema) -> list[Column]:
+    """The columns that an ``.npz`` file gets: not those that depend on a discount or on priorities."""
+    return [column for column in columns_of(schema) if column.name not in ("discounts", "weights")]
 
 
 def word(name: str, value: int) -> int:

@@ -57,7 +57,7 @@ class RateLimiter:
 
         Raises:
             RuntimeError: the limiter is closed.
-            ValueError: more rows at once than the slack allows.
+            ValueError: more rows at once than twice the slack lets through.
         """
         return self._native.insert(rows, seconds(timeout))
 

@@ -53,6 +53,8 @@ class Mixture:
         *,
         sources: bool = False,
     ) -> None:
+        if not isinstance(stores, Sequence) or not all(isinstance(each, (ReplayStore, Sampler)) for each in stores):
+            raise TypeError("a Mixture takes a list of stores or samplers")
         if not 0.0 <= discount <= 1.0:
             raise ValueError(f"the discount is {discount}; it lies in [0, 1]")
         if min_size < 1:

@@ -19,6 +19,7 @@ from serl_fast.replay.fields import (
     extra_leaf,
     extra_leaves,
     observation_fields,
+    require_extra_name,
     space_leaves,
     step_fields,
 )
@@ -48,6 +49,8 @@ class Schema:
         self.observations = tuple(sorted(observations, key=lambda field: field.name))
         standard = ["actions", *REQUIRED]
         extras = sorted((field for field in steps if field.name not in standard), key=lambda field: field.name)
+        for field in extras:
+            require_extra_name(field.name)
         self.steps = (*(field for field in steps if field.name in standard), *extras)
         following = tuple(Field("next_" + f.name, f.dtype, f.shape, f.stack) for f in self.observations)
         self.inputs = (*self.observations, *following, *self.steps)
@@ -213,6 +216,10 @@ def _structure_of(observations: Sequence[Field]) -> Structure:
         node = root
         for key in parents:
             node = node.setdefault(key, {})
+            if node is None:
+                raise ValueError(f"field '{field.name}' lies in another field; a field is an array or holds fields")
+        if leaf in node:
+            raise ValueError(f"field '{field.name}' is given twice, or holds other fields")
         node[leaf] = None
     if list(root) != ["observations"]:
         raise ValueError("a store needs observations, named 'observations' or 'observations/<key>'")

@@ -37,8 +37,9 @@ class ReplayStore(InFiles):
     its next observation is stored. Otherwise a new stretch begins and both are. A transition is given back as
     it was stored in either case.
 
-    Any number of threads may append and sample at once: each transition is stored and read as a whole, and
-    whoever comes first goes first. The interpreter lock is released while data is copied.
+    Any number of threads may append and sample at once: each transition is stored and read as a whole,
+    and sampling does not wait for appends. The interpreter lock is released while more than 4 KB are copied. A forked
+    process has a copy of its own; a store on disk (``open``) is shared.
 
     Args:
         schema: what to store; ``from_example`` and ``from_space`` make it.
@@ -51,6 +52,8 @@ class ReplayStore(InFiles):
         capacity = operator.index(capacity)
         if capacity < 1:
             raise ValueError(f"the capacity is {capacity}; a store holds at least one transition")
+        if capacity >= 2**31:
+            raise ValueError(f"the capacity is {capacity}; it is at most 2^31 - 1")
         observations, steps = map(_tuples, (schema.observations, schema.steps))
         try:
             native = _native.Store(observations, steps, capacity, word("seed", seed))
@@ -329,7 +332,10 @@ class ReplayStore(InFiles):
         return self._native.update_priorities(age_indices(ids), errors)
 
     def state_dict(self) -> dict[str, Array]:
-        """Everything that later results depend on, as a flat dict of arrays, oldest transition first."""
+        """Contents, seed and number of draws as a flat dict of arrays, oldest transition first.
+
+        Priorities and epochs that are under way are not kept.
+        """
         state = self._native.state()
         numbers = {
             "capacity": self.capacity,
@@ -340,7 +346,8 @@ class ReplayStore(InFiles):
         return states.pack(self.schema, numbers, state["continues"], state["records"], state["steps"])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace contents, seed and number of draws; sampling goes on as it would have where it was taken.
+        """Replace contents, seed and number of draws; uniform draws go on as they would have where it was
+        taken. All priorities become the largest again.
 
         Args:
             state: of a store with the same schema and at most ``capacity`` transitions.

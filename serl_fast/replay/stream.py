@@ -134,8 +134,10 @@ class BatchStream:
         # Batches beyond these are not drawn before an earlier one is given up.
         self._scheduled = self.source.batches
         self._counting = threading.Lock()
-        for _ in range(slots):
-            self._schedule_one()
+        if self._schedule is not None:
+            for _ in range(slots):
+                self._native.schedule(list(self._schedule(self._scheduled)))
+                self._scheduled += 1
 
     def next(self, timeout: float | None = None) -> StreamBatch:
         """The next batch.
@@ -152,19 +154,25 @@ class BatchStream:
                 another process than the one that made it.
             Exception: what stopped a thread that fills the slots.
         """
+        if self._schedule is None:
+            given = self._take(timeout)
+            with self._counting:
+                self.source.batches += 1
+        else:
+            with self._counting:
+                shares = list(self._schedule(self._scheduled))  # before a batch is taken: it may raise
+                given = self._take(timeout)
+                self.source.batches += 1
+                self._native.schedule(shares)
+                self._scheduled += 1
+        return StreamBatch(*given, self.source.stores)
+
+    def _take(self, timeout: float | None) -> tuple[Batch, Any]:
         given = self._native.next(seconds(timeout))
         if given is None:
             missing = self._native.waiting_for
             raise TimeoutError(f"no batch within {timeout:g} s" + (f"; it waits for {missing}" if missing else ""))
-        with self._counting:
-            self.source.batches += 1
-            self._schedule_one()
-        return StreamBatch(*given, self.source.stores)
-
-    def _schedule_one(self) -> None:
-        if self._schedule:
-            self._native.schedule(list(self._schedule(self._scheduled)))
-            self._scheduled += 1
+        return given
 
     def close(self) -> None:
         """End the threads and wait for them. Arrays in use stay valid; calls that wait raise."""

@@ -129,7 +129,7 @@ def test_one_writes_many_read(path, schema, step, check):
         for change in (lambda: reader.append(step(30)), lambda: reader.relabel("rewards", [25], [1.0])):
             with pytest.raises(ValueError, match="opened for reading"):
                 change()
-        with pytest.raises(ValueError, match="opened for reading"):
+        with pytest.raises(ValueError, match=r"opened for reading .*; change it in the process"):
             reader.prioritize()
     code = f"from serl_fast.replay import ReplayStore; ReplayStore.open({os.fspath(path)!r})"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -244,8 +244,10 @@ def test_damage_is_named_or_skipped(written, check):
         for sampler in (store.sampler(), store.sampler(order="epoch")):
             rewards = sampler.sample(200)["rewards"]
             assert set(rewards.tolist()) == set(range(7, 17)) - lost
-        with pytest.raises(ValueError, match="so step"):
-            store.batch_at(range(10))
+        (age, *_) = (id - store.first_id for id in lost)
+        for ask in (lambda: store.batch_at(range(10)), lambda: store[age]):
+            with pytest.raises(ValueError, match=r"so step .*; samplers pass over such steps"):
+                ask()
         store.prioritize()
         assert not lost & set(store.sampler(order="prioritized").sample(300)["ids"].tolist())
         store.snapshot(written.with_name("copy"))
@@ -262,6 +264,36 @@ def test_nothing_left(path, schema, step):
         pytest.raises(ValueError, match="every transition of the store is damaged"),
     ):
         store.sample(2)
+
+
+def test_no_sequence_left(path, schema, step):
+    with ReplayStore.open(path, schema, 10) as store:
+        for at in range(9):
+            store.append(step(at))
+    for at in (2, 5, 8):
+        flip(path / "journal", at * 32)
+    with ReplayStore.open(path, damaged="skip") as store:
+        store.sample(2)
+        for sampler in (store.sampler(sequence_length=3), store.sampler(order="epoch", sequence_length=3)):
+            with pytest.raises(ValueError, match="no sequence of 3 undamaged transitions"):
+                sampler.sample(2)
+
+
+def test_damaged_checksums_are_named(written):
+    flip(written / "checksums", 4 * 3)
+    with ReplayStore.open(written, mode="r", damaged="skip") as store:
+        found = store.verify()
+    assert {(damage.file, damage.offset) for damage in found} == {("checksums", 12)}
+    assert "the checksum of observation record 3 is damaged" in found[0].what
+
+
+def test_a_path_with_a_zero_byte(schema, step, tmp_path):
+    store = ReplayStore(schema, 10)
+    bad = f"{tmp_path}/a\0b"
+    for use in (lambda: ReplayStore.open(bad, schema, 10), lambda: ReplayStore.load(bad), lambda: store.snapshot(bad)):
+        with pytest.raises(ValueError, match="zero byte"):
+            use()
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_unknown_format(written):
@@ -300,6 +332,110 @@ def test_a_snapshot_replaces_stores_alone(schema, step, tmp_path, path):
         pytest.raises(BlockingIOError, match="take the snapshot to another path"),
     ):
         other.snapshot(path)
+
+
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in os.listdir(folder) if (folder / name).is_file()}
+
+
+def refuses(store, path, message):
+    before = contents(path)
+    with pytest.raises(ValueError, match=message):
+        store.snapshot(path)
+    assert contents(path).keys() >= before.keys()
+    assert all(contents(path)[name] == content for name, content in before.items())
+
+
+def test_a_snapshot_spares_what_is_not_one(schema, step, tmp_path):
+    store = ReplayStore(schema, 10)
+    store.append(step(0))
+    foreign = tmp_path / "run2"
+    foreign.mkdir()
+    (foreign / "header").write_text("SERL")
+    (foreign / "keep").write_text("1")
+    refuses(store, foreign, "is no replay store: .* does not replace it: give another path")
+    assert sorted(os.listdir(foreign)) == ["header", "keep"]  # not even a lock was made there
+    mine = tmp_path / "mine"
+    store.snapshot(mine)
+    (mine / "notes.txt").write_text("mine")
+    refuses(store, mine, "holds 'notes.txt', which is no file of a replay store; .* move 'notes.txt' away")
+    (mine / "notes.txt").unlink()
+    (mine / "checkpoints").mkdir()
+    refuses(store, mine, "holds 'checkpoints'")
+    (mine / "checkpoints").rmdir()
+    store.snapshot(mine)
+    for place in (200, (mine / "header").stat().st_size // 2 + 200):
+        flip(mine / "header", place)
+    refuses(store, mine, "header: its checksum is wrong; a snapshot does not replace it")
+    assert sorted(os.listdir(tmp_path)) == ["mine", "run2"]
+
+
+def test_a_snapshot_spares_other_stores(schema, step, tmp_path, written):
+    store = ReplayStore(schema, 10)
+    store.append(step(0))
+    refuses(store, written, "a store that open.. made .* does not replace it: give another path")
+    other = ReplayStore(Schema.from_example(step(0, labels=1)), 10)
+    other.append(step(0, labels=1))
+    other.snapshot(tmp_path / "other")
+    refuses(store, tmp_path / "other", "has a field 'labels', .* does not replace it")
+    store.snapshot(tmp_path / "mine")
+    ReplayStore.open(tmp_path / "mine").close()
+    ReplayStore.open(tmp_path / "mine", mode="r").close()
+    store.snapshot(tmp_path / "mine")  # it was looked at and is what it was
+    with ReplayStore.open(tmp_path / "mine") as opened:
+        opened.append(step(1))
+    refuses(store, tmp_path / "mine", "changed since its snapshot")
+    store.snapshot(tmp_path / "second")
+    with ReplayStore.open(tmp_path / "second") as opened:
+        opened.relabel("rewards", [0], [1.0])
+    refuses(store, tmp_path / "second", "changed since its snapshot")
+
+
+def test_a_snapshot_follows_links(schema, step, tmp_path):
+    store = ReplayStore(schema, 10)
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("disk/snapshot")
+    with pytest.raises(FileNotFoundError, match="a symbolic link that leads nowhere"):
+        store.snapshot(link)
+    store.snapshot(tmp_path / "disk" / "snapshot")
+    store.append(step(0))
+    store.snapshot(link)
+    assert link.is_symlink()
+    assert len(ReplayStore.load(tmp_path / "disk" / "snapshot")) == 1
+    assert sorted(os.listdir(tmp_path)) == ["disk", "link"]
+    assert os.listdir(tmp_path / "disk") == ["snapshot"]
+
+
+def test_snapshots_while_another_thread_reads_them(schema, step, tmp_path):
+    store = ReplayStore(schema, 10)
+    store.append(step(0))
+    store.snapshot(tmp_path / "snapshot")
+    stop = threading.Event()
+
+    def look():
+        while not stop.is_set():
+            main(["inspect", os.fspath(tmp_path / "snapshot")])
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(30):
+            store.snapshot(tmp_path / "snapshot")  # a reader that is just opening it is no writer
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_left_overs_are_removed_but_for_strange_files(schema, tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    for number, name in enumerate(("records.0", "keep")):
+        folder = tmp_path / f".snapshot.{child.pid}.{number}.tmp"
+        folder.mkdir()
+        (folder / name).write_text("")
+    ReplayStore(schema, 10).snapshot(tmp_path / "snapshot")
+    assert sorted(os.listdir(tmp_path)) == [f".snapshot.{child.pid}.1.tmp", "snapshot"]
 
 
 def test_a_snapshot_that_fails_leaves_the_old_one(schema, step, tmp_path):
@@ -403,6 +539,15 @@ def test_the_command(written, tmp_path, capsys, check):
         np.testing.assert_array_equal(arrays["rewards"], range(7, 17))
         np.testing.assert_array_equal(arrays["next_observations/state"][:, 0], range(8, 18))
         assert arrays["observations/front"].shape == (10, 4, 5, 3)
+        assert "masks" in arrays
+        assert "discounts" not in arrays  # nobody gave a discount
+    assert main(["export", os.fspath(written), os.fspath(tmp_path / "all.npz")]) == 1
+    assert "all.npz exists; give the path of a new file" in capsys.readouterr().err
+    for name in ("new/folder/all.NPZ", "new/other/store"):
+        assert main(["export", os.fspath(written), os.fspath(tmp_path / name)]) == 0
+    with np.load(tmp_path / "new/folder/all.NPZ") as arrays:
+        assert len(arrays["rewards"]) == 10
+    assert len(ReplayStore.load(tmp_path / "new/other/store")) == 10
     flip(written / "journal", 12 * 32)
     assert main(["verify", os.fspath(written)]) == 1
     said = capsys.readouterr().out
@@ -415,6 +560,27 @@ def test_the_command(written, tmp_path, capsys, check):
     assert "exists; give the path of a new folder" in capsys.readouterr().err
 
 
+def test_the_command_tells_a_damaged_header(written, schema, tmp_path, capsys):
+    half = (written / "header").stat().st_size // 2
+    for place in (200, half + 200):
+        flip(written / "header", place)
+        assert main(["verify", os.fspath(written)]) == 1
+        said = capsys.readouterr().out
+        assert f"header, byte {place - 200}: this copy of the header is damaged" in said
+        assert "0 of 10 transitions are damaged" in said
+        assert main(["inspect", os.fspath(written)]) == 0
+        said = capsys.readouterr().out
+        assert "this copy of the header is damaged" in said
+        assert "killed" not in said
+        flip(written / "header", place)
+    flip(written / "header", 200)
+    ReplayStore.open(written).close()  # writes both copies
+    assert main(["verify", os.fspath(written)]) == 0
+    with ReplayStore.open(tmp_path / "new", schema, 10):
+        assert main(["verify", os.fspath(tmp_path / "new")]) == 0
+    capsys.readouterr()
+
+
 def test_the_command_on_garbage(tmp_path, capsys):
     for name, content in (("empty", b""), ("text", b"hello"), ("zeros", bytes(10000))):
         folder = tmp_path / name
@@ -422,9 +588,15 @@ def test_the_command_on_garbage(tmp_path, capsys):
         (folder / "header").write_bytes(content)
         for command in ("inspect", "verify"):
             assert main([command, os.fspath(folder)]) == 1
-            assert capsys.readouterr().err.startswith("error: ")
+            said = capsys.readouterr().err
+            assert said.startswith(f"error: {folder} is no replay store")
+    (tmp_path / "foreign").mkdir()
+    for command in (["inspect"], ["verify"], ["export"]):
+        more = [os.fspath(tmp_path / "all.npz")] if command == ["export"] else []
+        assert main([*command, os.fspath(tmp_path / "foreign"), *more]) == 1
+        assert capsys.readouterr().err == f"error: {tmp_path / 'foreign'} is no replay store\n"
     assert main(["inspect", os.fspath(tmp_path / "absent")]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'absent'} does not exist\n"
 
 
 def test_a_killed_process_is_told_from_one_that_closed(path, schema, capsys):

@@ -118,3 +118,21 @@ def test_the_order_of_keys_does_not_matter():
 def test_text_that_is_no_schema(text):
     with pytest.raises(ValueError):
         Schema.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "name", ["ids", "weights", "valid", "terminals", "next_actions", "full_observations", "masks", ""]
+)
+def test_names_that_batches_use_are_no_extra_fields(name):
+    steps = [Field("actions", "float32", (2,)), Field("rewards", "float32", ())]
+    ends = [Field("terminated", "bool", ()), Field("truncated", "bool", ())]
+    with pytest.raises(ValueError, match=f"field '{name}' cannot be an extra field"):
+        Schema([Field("observations", "float32", (3,))], [*steps, *ends, Field(name, "float32", ())])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_field_is_an_array_or_holds_fields(order):
+    fields = [Field("observations/a", "float32", (3,)), Field("observations/a/b", "float32", (3,))][::order]
+    steps = [Field("actions", "float32", (2,)), Field("rewards", "float32", ())]
+    with pytest.raises(ValueError, match="observations/a"):
+        Schema(fields, [*steps, Field("terminated", "bool", ()), Field("truncated", "bool", ())])

@@ -411,3 +411,32 @@ time.sleep(0.1)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_schedule_that_fails_loses_no_batch(make_store):
+    failing = []
+
+    def shares(number):
+        if failing:
+            raise ZeroDivisionError
+        return (1.0, 1.0)
+
+    stores = [make_store(0), make_store(1000)]
+    with BatchStream(Mixture(stores, shares), 8) as stream:
+        first = stream.next(5).number
+        failing.append(True)
+        for _ in range(6):
+            with pytest.raises(ZeroDivisionError):
+                stream.next(5)
+        failing.clear()
+        assert [stream.next(5).number for _ in range(6)] == list(range(first + 1, first + 7))
+
+
+def test_a_stream_ends_after_its_limiter_was_set_back(make_store):
+    limiter = RateLimiter(1, 1000.0)
+    limiter.insert(50)
+    stream = BatchStream(make_store(), 8, limiter=limiter)
+    assert soon(lambda: limiter.sampled == 4 * 8)
+    limiter.load_state_dict({"inserted": 0, "sampled": 0})
+    stream.close()
+    assert limiter.sampled == 0

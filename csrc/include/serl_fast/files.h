@@ -43,8 +43,9 @@ std::unique_ptr<Store> open_store(const std::string& path, const Schema* schema,
                                   const OpenOptions& options);
 
 // Makes `path` a store on disk that holds what `store` holds now. `path` has its old contents or the new
-// ones, whatever happens; a store that is there is replaced, anything else is refused. Appends and samples go
-// on meanwhile. Throws FileError, Error.
+// ones, whatever happens. Replaced is only a snapshot of the same schema that nobody has changed since and
+// that holds no other files; anything else is refused. Appends and samples go on meanwhile. Throws FileError,
+// Error.
 void snapshot(const Store& store, const std::string& path, const std::string& note = {});
 
 // A store in memory with the contents of the store on disk.
@@ -54,9 +55,11 @@ struct StoreInfo {
   StoreHeader header;
   std::uint64_t disk_bytes = 0;  // what the files occupy
   long writer = 0;               // the process that writes to it now; 0: none
+  std::string damage;            // see header_damage()
 };
 
 StoreInfo inspect_store(const std::string& path);
+// Whether a store seems to be there; what is in the files is not looked at.
 bool is_store(const std::string& path);
 
 }  // namespace serl_fast

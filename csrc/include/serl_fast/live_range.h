@@ -9,6 +9,8 @@
 
 namespace serl_fast {
 
+class StoreFiles;
+
 // Steps are numbered in the order in which they were appended; those of [begin, end) are live. The writer
 // publishes a step by advancing `end` after its last byte, and gives one up by advancing `begin`. A reader
 // pins the range: whatever was live then stays untouched until it leaves, because the writer reuses the rows
@@ -44,7 +46,7 @@ struct LiveRange {
   // The first step that no reader can reach any more from below: every step before it may be overwritten.
   // At most `begin`. Writer only.
   std::uint64_t unread_before();
-  // Frees pins of processes that are gone. Writer only; what to do when waiting takes long.
+  // Frees pins of processes that are gone: what to do when waiting takes long.
   void release_dead();
 };
 
@@ -52,7 +54,9 @@ struct LiveRange {
 // rewritten in place (relabel, load) or more than kPins readers are at work.
 class Reading {
  public:
-  Reading(LiveRange& range, std::size_t capacity);
+  // `files`: those that the range lies in. They are put right where a writer was killed while it rewrote
+  // them; throws Error where that cannot be done.
+  Reading(LiveRange& range, std::size_t capacity, const StoreFiles* files = nullptr);
   ~Reading() { pin_->word.store(0, std::memory_order_release); }
   Reading(const Reading&) = delete;
   Reading& operator=(const Reading&) = delete;
@@ -85,6 +89,8 @@ class Backoff {
  public:
   void wait();
   bool long_since() const { return rounds_ > kPatience; }  // tens of milliseconds have passed
+  // Once in so long: for what costs more than a look.
+  bool time_to_act() const { return rounds_ > 0 && rounds_ % kPatience == 0; }
 
  private:
   static constexpr unsigned kPatience = 1000;

@@ -46,8 +46,12 @@ class MappedFile {
   // Makes the first `bytes` bytes usable; zero where nothing was written. Grows in steps that keep the number
   // of calls and of extents small. Throws FileError, and nothing has changed.
   void ensure(std::size_t bytes);
-  // Whether nobody else has claimed the file; claims it for this object and for children of the process.
+  // Whether nobody else shares the file. Then nobody can until this object does.
   bool claim_alone();
+  // False while somebody else is alone with it. Children of the process share it too.
+  bool share();
+  // Whether the path still leads to this file.
+  bool in_place() const;
   // Returns when everything written is on the disk. Throws FileError.
   void sync() const;
 

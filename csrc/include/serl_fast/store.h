@@ -14,6 +14,7 @@
 #include "serl_fast/column.h"
 #include "serl_fast/error.h"
 #include "serl_fast/field.h"
+#include "serl_fast/forks.h"
 #include "serl_fast/input.h"
 #include "serl_fast/live_range.h"
 #include "serl_fast/priorities.h"
@@ -50,7 +51,12 @@ struct Damage {
 // Steps are numbered as they are appended; a number (an id) never changes its meaning. Ages count from the
 // oldest live step and shift with every append.
 //
-// Any method may be called from any thread at any time. A call that throws has changed nothing.
+// A forked child has a copy of a store in memory, and what it appends stays there; where another thread was
+// appending during the fork, the copy can be read only. Stores in files are shared; see files.h.
+//
+// Any method may be called from any thread at any time. A call that throws has changed nothing; the one
+// exception is a store on disk with Sync::kEach whose disk refuses what was written:
+// docs/design/0004-replay-files.md.
 //   append, relabel, load     exclude one another; append does not wait for readers unless they hold on to
 //                             old steps while capacity / 128 (at least 16) further ones arrive. relabel and
 //                             load wait for the readers that are in and keep new ones out meanwhile.
@@ -83,7 +89,10 @@ class Store {
 
   // --- reading ---------------------------------------------------------------------------------------------
   // Holds the live steps in place; see live_range.h. Keep it short: not across a wait.
-  Reading reading() const { return Reading(*range_, capacity_); }
+  Reading reading() const {
+    settle_after_fork();
+    return Reading(*range_, capacity_, files_.get());
+  }
   // Copies the rows that start at the steps `ids`, which are live in `reading`, into the columns of
   // `layout`. A null column is left out, and so are ids and weights, which samplers fill in.
   void copy(const Reading& reading, std::span<const std::uint64_t> ids, const Layout& layout,
@@ -130,7 +139,9 @@ class Store {
   // errors[i] >= 0, finite, becomes the priority of step ids[i]; steps no longer live are skipped. Returns
   // how many were set.
   std::size_t update_priorities(std::span<const std::int64_t> ids, std::span<const float> errors);
-  Priorities* priorities() const { return priorities_.load(std::memory_order_acquire); }
+  Priorities* priorities() const {
+    return abandoned_ ? nullptr : priorities_.load(std::memory_order_acquire);
+  }
   std::size_t row_of(std::uint64_t id) const { return static_cast<std::size_t>(id % rows_); }
   std::uint64_t id_of(std::size_t row, std::uint64_t end) const;  // the newest id below `end` in that row
 
@@ -153,6 +164,13 @@ class Store {
  private:
   friend class Gather;  // what copy() does, in gather.cpp
 
+  // In a forked child of a process with a store in memory: lets go of what threads of the parent held.
+  void settle_after_fork() const {
+    if (forks_.load(std::memory_order_acquire) != forks()) after_fork();
+  }
+  void after_fork() const;
+  // Throws Error where this process may not change the store.
+  void require_writable() const;
   // append: decide every row's continuity without changing anything, then write. Under the writer's lock.
   bool decide(const Input& input, std::size_t row, Continues wish) const;
   void append_locked(const Input& input, std::span<const Continues> continues);
@@ -217,11 +235,16 @@ class Store {
   LiveRange* const range_;
   Drawing* const drawing_;
 
-  std::mutex writer_;  // guards what follows
+  mutable std::atomic<std::uint32_t> forks_{forks()};  // when the store was last known to be whole
+  mutable std::atomic<bool> abandoned_{false};  // a thread that was changing the store did not come along
+
+  mutable std::mutex writer_;  // guards what follows
   SlotPool pool_;
   std::atomic<std::size_t> slots_used_{0};  // pool_.used(), for everybody
   std::uint64_t unused_before_ = 0;         // as of the last look
-  std::size_t steps_reserved_ = 0;          // in files: rows and slots that there is room for
+  std::uint64_t opened_at_ = 0;     // in files: what came before may still be read by other processes, until
+  bool old_readers_left_ = false;   // they have left
+  std::size_t steps_reserved_ = 0;  // in files: rows and slots that there is room for
   std::size_t slots_reserved_ = 0;
 
   std::unique_ptr<Priorities> own_priorities_;

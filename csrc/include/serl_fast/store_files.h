@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -27,7 +28,8 @@ struct JournalEntry {
   std::uint64_t id = 0;
   std::uint32_t links = 0;  // CRC of slots, continuity mark and the checksums of the records in those slots
   std::uint32_t cells = 0;  // CRC of the schema's step fields
-  std::uint32_t reserved[3] = {};
+  std::uint32_t lost = 0;   // 1: was damaged when the store was opened, and its slots are used again
+  std::uint32_t reserved[2] = {};
   std::uint32_t own = 0;  // CRC of the bytes before it
 
   std::uint32_t checksum() const;
@@ -38,10 +40,18 @@ static_assert(sizeof(JournalEntry) == 32);
 // The file `range`: what processes that have the store open share. Pointer-free.
 struct Control {
   static constexpr std::uint64_t kReady = 0x314c5254434c5253;  // recovery is done, the rest is right
+  static constexpr std::uint64_t kOpening = kReady + 1;        // recovery goes on; the rest was right before
 
   LiveRange range;
   Drawing drawing;  // the writer's
   std::atomic<std::uint64_t> ready{0};
+  std::atomic<std::uint64_t> processes{0};  // the PID namespace of those who have the store open. 0: unknown
+};
+
+// A snapshot took the place of the store while it was opened: open it again.
+class Replaced : public Error {
+ public:
+  using Error::Error;
 };
 
 // The sizes of a store that its files depend on.
@@ -102,8 +112,16 @@ class StoreFiles {
   void restart(std::uint64_t first);
   // Forces everything to the disk. Throws FileError.
   void flush();
-  // flush(), and lets another process write. Nothing can be appended afterwards.
+  // flush(), and lets another process write. Nothing can be appended afterwards. Throws FileError where
+  // forcing anything to the disk has failed since the store was opened: the system reports that once, and may
+  // have dropped what it could not write.
   void close();
+  // Whether this process opened the store, rather than one that it is a fork of.
+  bool is_owner() const;
+
+  // The contents are closed to readers, and have been for a while. Where their writer is gone, brings what it
+  // was rewriting to its end and opens them again. Any process. Throws Error where that cannot be done.
+  void finish_rewriting() const;
 
   // --- checks ---------------------------------------------------------------------------------------------
   // Whether slots and continuity mark of a step are those that were written. Cheap.
@@ -130,7 +148,12 @@ class StoreFiles {
   void open_control();
   void make_groups(const Table& records);
   void await_writer();
-  void sync_files() const;
+  void begin_recovery();
+  void require_same_processes() const;
+  void share_control();
+  void sync_files();
+  void force(const MappedFile& file);  // to the disk; remembers that it failed
+  std::exception_ptr failure() const;
   const JournalEntry& entry(std::size_t row) const;
   std::size_t row_of(std::uint64_t id) const { return static_cast<std::size_t>(id % shape_.rows); }
   std::uint32_t* slots(std::size_t row) const {
@@ -139,6 +162,7 @@ class StoreFiles {
   std::uint32_t* checksums(std::uint32_t slot) const;
   std::uint32_t checksum(std::uint32_t slot, const Group& group) const;
   std::uint32_t links(std::size_t row) const;
+  std::optional<Damage> wrong_checksum(std::uint64_t id) const;
   std::uint32_t cells(std::size_t row) const;
   bool slot_exists(std::uint32_t slot) const;
   std::atomic_ref<std::uint64_t> level_word(std::uint64_t id) const;
@@ -146,6 +170,8 @@ class StoreFiles {
   void set_level(std::uint64_t id, Level level) const;
   void put_entry(std::size_t row, JournalEntry entry);
   void save_header(bool closed, bool durable);
+  // A snapshot that is about to be changed is a store of its own from now on.
+  void leave_snapshot();
 
   // recovery, in files_recovery.cpp
   void recover();
@@ -153,7 +179,9 @@ class StoreFiles {
   void drop_unfinished(std::uint64_t begin, std::uint64_t& end);
   void finish_redo(std::uint64_t begin, std::uint64_t end);
   bool repair(std::uint64_t id) const;
+  void open_for_writing() const;
   void check_links(std::uint64_t begin, std::uint64_t end);
+  void give_up(std::uint64_t id);
   void verify_all();
 
   std::string folder_;
@@ -163,6 +191,7 @@ class StoreFiles {
   long owner_ = 0;  // the process that opened the store
   std::optional<WriterLock> lock_;
   bool alone_ = false;         // nobody else has the store open, not even for reading
+  bool was_ready_ = false;     // the control block was right when this object took the lock
   bool power_failed_ = false;  // the files may hold some of the last writes and lack others
 
   std::vector<std::shared_ptr<MappedFile>> columns_;
@@ -185,6 +214,9 @@ class StoreFiles {
   std::size_t unsynced_ = 0;
   bool started_ = false;
   std::atomic<bool> closed_{false};
+  mutable std::mutex failing_;
+  std::exception_ptr failure_;   // the first time that forcing something to the disk failed
+  std::exception_ptr unraised_;  // what the thread of kInterval met, for the next append
   std::unique_ptr<Syncer> syncer_;
 };
 

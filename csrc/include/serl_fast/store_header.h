@@ -23,6 +23,7 @@ struct StoreHeader {
   std::uint64_t end = 0;         // steps ever appended, as of the last close
   bool closed = false;           // nobody has written since `end` was noted
   bool durable = false;          // everything up to `end` was on the disk when this was written
+  bool snapshot = false;         // made by snapshot() and not changed since: another one may replace it
   std::string boot;              // which run of the system wrote this; empty: unknown
   std::string note;              // of whoever made the store; nothing here reads it
   std::uint64_t generation = 0;  // the higher, the newer
@@ -31,6 +32,9 @@ struct StoreHeader {
 // The newest valid one of the two copies. Throws FileError where there is no file, Error where neither copy
 // is valid, is of another format or holds what cannot be.
 StoreHeader read_header(const std::string& folder);
+// What is wrong with one of the two copies while the other one is valid; empty: nothing. Throws as
+// read_header.
+std::string header_damage(const std::string& folder);
 // Writes the older of the two copies, as the next generation, and waits for the disk; a crash at any instant
 // leaves a valid copy. Throws FileError.
 void write_header(const std::string& folder, StoreHeader& header);

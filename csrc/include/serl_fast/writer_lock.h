@@ -14,6 +14,9 @@ class WriterLock {
   // None where another process has it. `shared`: for reading where the pins cannot be written; such holders
   // keep writers out, not one another. Throws FileError where the file cannot be opened.
   static std::optional<WriterLock> take(const std::string& folder, bool shared = false);
+  // The same, but waits a little: a reader that opens the store or a process that is just ending has the lock
+  // for a moment.
+  static std::optional<WriterLock> take_patiently(const std::string& folder);
   // The process that said it holds the lock; 0: none.
   static long holder(const std::string& folder);
 
@@ -28,6 +31,7 @@ class WriterLock {
  private:
   struct File;
   explicit WriterLock(std::shared_ptr<File> file);
+  static std::shared_ptr<File> open_lock(const std::string& path);
 
   std::shared_ptr<File> file_;
 };
