@@ -149,10 +149,12 @@ void a_failed_sync_is_not_forgotten() {
     OpenOptions options;
     options.sync = sync;
     options.sync_interval = 0.01;
+    std::atomic<bool> armed{false};
+    std::atomic<int> calls{0};
+    at_sync = [&](const std::string&) { return armed && calls++ == 0 ? EIO : 0; };  // before a thread asks
     auto store = open_it(folder / "store", 20, options);
     append_steps(*store, 0, 3);
-    std::atomic<int> calls{0};
-    at_sync = [&](const std::string&) { return calls++ == 0 ? EIO : 0; };
+    armed = true;
     if (sync == Sync::kEach)
       CHECK_THROWS(append(*store, step(3)), FileError, "it cannot be forced to the disk");
     if (sync == Sync::kNone) CHECK_THROWS(store->flush(), FileError, "it cannot be forced to the disk");
