@@ -218,9 +218,7 @@ class Gather {
         }
         b.rewards[i] = static_cast<float>(sum);
       }
-      const bool terminated = store_.flag(store_.terminated_, b.last[i]);
-      b.masks[i] = terminated ? 0.0F : 1.0F;
-      b.discounts[i] = terminated ? 0.0F : static_cast<float>(power);
+      put_target(b, i, store_.flag(store_.terminated_, b.last[i]), power);
     }
   }
 
@@ -234,7 +232,7 @@ class Gather {
 
   void sequence(Block& b, std::size_t at, std::uint64_t id, std::uint32_t& last) const {
     double sum = 0.0, power = 1.0;
-    float mask = 1.0F;
+    bool terminated = false;
     bool over = false;  // the episode or its stretch
     for (std::size_t k = 0; k < view_.length; ++k) {
       const bool repeat = over && view_.pad == Pad::kLast;
@@ -245,16 +243,21 @@ class Gather {
       if (!repeat) {
         sum += power * reward(row);
         power *= view_.discount;
-        if (store_.flag(store_.terminated_, row)) mask = 0.0F;
+        terminated = terminated || store_.flag(store_.terminated_, row);
       }
       const bool newest = id + 1 == reading_.end();  // its episode is over if the sequence goes on
       over = over || store_.ends_episode(row) || (newest ? k + 1 < view_.length : !follows(row_of(id + 1)));
       b.rewards[at + k] = static_cast<float>(sum);
-      b.masks[at + k] = mask;
-      b.discounts[at + k] = static_cast<float>(power) * mask;
+      put_target(b, at + k, terminated, power);
       b.terminals[at + k] = over ? 1.0F : 0.0F;
       last = row;
     }
+  }
+
+  // What a TD target needs of the value after the last step: whether, and how much, it counts.
+  static void put_target(Block& b, std::size_t at, bool terminated, double power) {
+    b.masks[at] = terminated ? 0.0F : 1.0F;
+    b.discounts[at] = static_cast<float>(power) * b.masks[at];
   }
 
   bool follows(std::uint32_t row) const { return store_.continues_mark(row) != std::byte{0}; }
