@@ -28,8 +28,7 @@ char kind_of(Dtype dtype) {
   }
 }
 
-// NumPy's one object for each native type: most arrays carry it, so that a comparison of pointers is enough.
-PyObject* native_descr(Dtype dtype) {
+const PyObject* native_descr(Dtype dtype) {
   static const auto descrs = [] {
     std::array<PyObject*, 5> made{};
     for (const Dtype each : {Dtype::kUint8, Dtype::kInt32, Dtype::kInt64, Dtype::kFloat32, Dtype::kBool}) {
@@ -48,23 +47,14 @@ bool has_dtype(const py::array& array, Dtype dtype) {
          (order == '=' || order == '|');
 }
 
-bool is_c_order(const py::array& array) { return (array.flags() & py::array::c_style) != 0; }
-
-template <typename T>
-bool put(std::uint64_t& number, T value) {
-  std::memcpy(&number, &value, sizeof(value));
-  return true;
+bool is_array_of(PyObject* value, Dtype dtype) {
+  return py::isinstance<py::array>(value) && has_dtype(py::reinterpret_borrow<py::array>(value), dtype);
 }
 
-}  // namespace
+bool is_c_order(const py::array& array) { return (array.flags() & py::array::c_style) != 0; }
 
-std::byte* fast_data(PyObject* value, const ArrayForm& form, std::optional<std::size_t> rows) {
-  if (!py::isinstance<py::array>(value)) return nullptr;
+std::byte* data_of_shape(PyObject* value, const ArrayForm& form, std::optional<std::size_t> rows) {
   const auto* array = py::detail::array_proxy(value);
-  if (array->descr != native_descr(form.dtype) &&
-      !has_dtype(py::reinterpret_borrow<py::array>(value), form.dtype)) {
-    return nullptr;
-  }
   const std::size_t leading = rows ? 1 : 0;
   if (static_cast<std::size_t>(array->nd) != leading + form.shape.size()) return nullptr;
   const Py_intptr_t* lengths = array->dimensions;
@@ -76,13 +66,62 @@ std::byte* fast_data(PyObject* value, const ArrayForm& form, std::optional<std::
   return reinterpret_cast<std::byte*>(array->data);
 }
 
+std::string dtype_text(const py::array& array, Dtype dtype) {
+  return " has dtype " + std::string(py::str(array.dtype())) + "; the store holds " +
+         std::string(name_of(dtype));
+}
+
+std::vector<std::size_t> shape_of(const py::array& array) {
+  return {array.shape(), array.shape() + array.ndim()};
+}
+
+template <typename T>
+bool put(std::uint64_t& number, T value) {
+  std::memcpy(&number, &value, sizeof(value));
+  return true;
+}
+
+}  // namespace
+
+ArrayForm::ArrayForm(std::string its_name, Dtype its_dtype, std::vector<std::size_t> its_shape)
+    : name(std::move(its_name)),
+      dtype(its_dtype),
+      shape(std::move(its_shape)),
+      type(py::detail::npy_api::get().PyArray_Type_),
+      descr(native_descr(its_dtype)) {}
+
+std::byte* fast_data(PyObject* value, const ArrayForm& form, std::optional<std::size_t> rows) {
+  const bool is_plain = Py_TYPE(value) == form.type && py::detail::array_proxy(value)->descr == form.descr;
+  if (is_plain || is_array_of(value, form.dtype)) return data_of_shape(value, form, rows);
+  return nullptr;
+}
+
+std::string unfit_text(PyObject* value, const ArrayForm& form) {
+  const std::string name = "field '" + form.name + "'";
+  if (py::isinstance<py::array>(value)) {
+    const auto array = py::reinterpret_borrow<py::array>(value);
+    if (!has_dtype(array, form.dtype)) return name + dtype_text(array, form.dtype) + "; append() converts";
+    if (const auto given = shape_of(array); given != form.shape) {
+      return name + " has shape " + shape_text(given) + "; the store holds " + shape_text(form.shape);
+    }
+    return name + " is not C-contiguous; append() converts";
+  }
+  const bool is_number = PyFloat_Check(value) || PyLong_Check(value);
+  const std::string given =
+      is_number ? std::string(py::repr(value)) : std::string("a ") + Py_TYPE(value)->tp_name;
+  const std::string dtype(name_of(form.dtype));
+  std::string taken = "a " + dtype + " array of shape " + shape_text(form.shape);
+  if (form.shape.empty())
+    taken = form.dtype == Dtype::kBool ? "a bool" : "a number that " + dtype + " can hold";
+  return name + " is " + given + "; the appender takes " + taken;
+}
+
 std::byte* rows_of(py::handle value, const ArrayForm& form, std::size_t rows, bool writable) {
   const std::string name = "field '" + form.name + "'";
   if (!py::isinstance<py::array>(value)) throw py::type_error(name + " must be a NumPy array");
   const auto array = py::reinterpret_borrow<py::array>(value);
   if (!has_dtype(array, form.dtype)) {
-    throw py::type_error(name + " has dtype " + std::string(py::str(array.dtype())) + "; the store holds " +
-                         std::string(name_of(form.dtype)));
+    throw py::type_error(name + dtype_text(array, form.dtype));
   }
   std::byte* data = fast_data(value.ptr(), form, rows);
   if (data == nullptr) {
@@ -91,8 +130,8 @@ std::byte* rows_of(py::handle value, const ArrayForm& form, std::size_t rows, bo
     }
     std::vector<std::size_t> wanted = form.shape;
     wanted.insert(wanted.begin(), rows);
-    const std::vector<std::size_t> given(array.shape(), array.shape() + array.ndim());
-    throw py::value_error(name + " has shape " + shape_text(given) + "; it must be " + shape_text(wanted));
+    throw py::value_error(name + " has shape " + shape_text(shape_of(array)) + "; it must be " +
+                          shape_text(wanted));
   }
   if (writable && !array.writeable()) throw py::value_error(name + " is read-only");
   return data;

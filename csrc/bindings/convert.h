@@ -18,9 +18,13 @@ namespace py = pybind11;
 
 // What an array of a column must look like. `rows`: whether it has a leading axis, of any length.
 struct ArrayForm {
+  ArrayForm(std::string name, Dtype dtype, std::vector<std::size_t> shape);
+
   std::string name;
   Dtype dtype;
   std::vector<std::size_t> shape;  // without the leading axis of rows
+  const PyTypeObject* type;  // numpy.ndarray, and its one object for the native dtype: an array that has
+  const PyObject* descr;     // both is one of this form at the cost of two comparisons
 
   static ArrayForm of(const Field& field) { return {field.name, field.dtype, field.row_shape()}; }
 };
@@ -28,6 +32,10 @@ struct ArrayForm {
 // Where `array` has exactly this form (native byte order, C order), its data; otherwise null. With `rows` the
 // array has a leading axis of that length.
 std::byte* fast_data(PyObject* array, const ArrayForm& form, std::optional<std::size_t> rows);
+
+// What to say of a value that is neither such an array nor a number that such an array of shape () could
+// hold.
+std::string unfit_text(PyObject* value, const ArrayForm& form);
 
 // The data of an array that must hold exactly `rows` rows of this form; raises a ValueError or TypeError that
 // names the field. With `writable` the array must also be writable.

@@ -9,7 +9,8 @@
 namespace serl_fast::bindings {
 namespace {
 
-// A row below this is copied in less time than handing over the interpreter lock takes.
+// Bytes of a row up to which an append keeps the interpreter lock; docs/design/0001-replay-store.md says what
+// giving it away costs.
 constexpr std::size_t kCopiedWithTheLock = 4096;
 
 // Beyond this many columns a row goes the slow way in.
@@ -65,27 +66,31 @@ PyStore::PyStore(std::unique_ptr<Store> made) : store(std::move(made)), tree_(na
 bool PyStore::try_append(PyObject* transition, PyObject* continues) {
   std::array<PyObject*, kMostColumns> values;
   return forms_.size() <= kMostColumns && tree_.read(transition, values.data()) &&
-         try_append_columns(values.data(), forms_.size(), continues);
+         !append_columns(values.data(), forms_.size(), continues);
 }
 
-bool PyStore::try_append_columns(PyObject* const* values, std::size_t count, PyObject* continues) {
+std::optional<std::size_t> PyStore::append_columns(PyObject* const* values, std::size_t count,
+                                                   PyObject* continues) {
   std::array<const std::byte*, kMostColumns> pointers;
   std::array<std::uint64_t, kMostColumns> numbers;
   require_count(count, forms_.size());
-  if (count > kMostColumns) return false;
+  if (count > kMostColumns)
+    throw Error("an appender takes at most " + std::to_string(kMostColumns) + " columns; use append()");
   for (std::size_t i = 0; i < count; ++i) {
     const ArrayForm& form = forms_[i];
+    if (form.shape.empty() && put_number(numbers[i], form.dtype, values[i])) {
+      pointers[i] = reinterpret_cast<const std::byte*>(&numbers[i]);
+      continue;
+    }
     pointers[i] = fast_data(values[i], form, std::nullopt);
-    if (pointers[i] != nullptr) continue;
-    if (!form.shape.empty() || !put_number(numbers[i], form.dtype, values[i])) return false;
-    pointers[i] = reinterpret_cast<const std::byte*>(&numbers[i]);
+    if (pointers[i] == nullptr) return i;
   }
   const Continues wish = to_continues(continues);
-  if (row_bytes_ <= kCopiedWithTheLock && store->try_append(std::span(pointers.data(), count), wish))
-    return true;
+  const std::span columns(pointers.data(), count);
+  if (row_bytes_ <= kCopiedWithTheLock && store->try_append(columns, wish)) return std::nullopt;
   const Held held(values, count);
-  without_lock([&] { store->append(std::span(pointers.data(), count), 1, std::span(&wish, 1)); });
-  return true;
+  without_lock([&] { store->append(columns, 1, std::span(&wish, 1)); });
+  return std::nullopt;
 }
 
 bool PyStore::try_extend(py::handle columns, const std::vector<std::int8_t>& continues) {
@@ -189,8 +194,10 @@ void PyStore::load(const py::array& continues, const py::list& records, const py
 
 namespace {
 
-PyStore& store_of(PyObject* capsule_or_self) {
-  return *static_cast<PyStore*>(PyCapsule_GetPointer(capsule_or_self, nullptr));
+// Not by py::cast, which looks the type up first.
+PyStore& store_of(PyObject* self) {
+  auto* instance = reinterpret_cast<py::detail::instance*>(self);
+  return *static_cast<PyStore*>(py::detail::value_and_holder(instance, nullptr, 0, 0).value_ptr());
 }
 
 // As pybind11 would raise them.
@@ -224,8 +231,9 @@ PyObject* append_dict(PyObject* self, PyObject* const* args, Py_ssize_t count) {
 
 PyObject* append_columns(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   try {
-    if (!store_of(self).try_append_columns(args, static_cast<std::size_t>(count), nullptr)) {
-      throw py::type_error("the arguments must have the stored dtypes and shapes, in C order; use append()");
+    PyStore& store = store_of(self);
+    if (const auto unfit = store.append_columns(args, static_cast<std::size_t>(count), nullptr)) {
+      throw py::type_error(unfit_text(args[*unfit], store.form(*unfit)));
     }
     Py_RETURN_NONE;
   } catch (const std::exception&) {  // not an unwinding thread
@@ -240,16 +248,9 @@ PyMethodDef append_columns_def = {"append",
                                   reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(append_columns)),
                                   METH_FASTCALL, "Append one transition given column by column."};
 
-// The function keeps the store alive through the capsule.
+// The function keeps the store alive.
 py::object make_function(const py::object& self, PyMethodDef& definition) {
-  const auto* store = self.cast<PyStore*>();
-  PyObject* capsule = PyCapsule_New(const_cast<PyStore*>(store), nullptr, [](PyObject* dying) {
-    Py_XDECREF(static_cast<PyObject*>(PyCapsule_GetContext(dying)));
-  });
-  if (capsule == nullptr) throw py::error_already_set();
-  PyCapsule_SetContext(capsule, self.inc_ref().ptr());
-  PyObject* function = PyCFunction_New(&definition, capsule);
-  Py_DECREF(capsule);
+  PyObject* function = PyCFunction_New(&definition, self.ptr());
   if (function == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(function);
 }

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -28,8 +29,9 @@ class PyStore {
 
   // One transition as a dict; false where it needs a conversion first (then nothing was stored).
   bool try_append(PyObject* transition, PyObject* continues);
-  // The same, its columns one by one.
-  bool try_append_columns(PyObject* const* values, std::size_t count, PyObject* continues);
+  // The same, its columns one by one. Returns the first that does not fit; then nothing was stored.
+  std::optional<std::size_t> append_columns(PyObject* const* values, std::size_t count, PyObject* continues);
+  const ArrayForm& form(std::size_t column) const { return forms_[column]; }
   // Many transitions as a dict of columns, or (converted) as a list of them.
   bool try_extend(py::handle columns, const std::vector<std::int8_t>& continues);
   void extend(const py::list& values, std::size_t rows, const std::vector<std::int8_t>& continues);

@@ -1,6 +1,5 @@
 #include "serl_fast/slot_pool.h"
 
-#include <cassert>
 #include <limits>
 #include <string>
 
@@ -15,23 +14,6 @@ SlotPool::SlotPool(std::size_t slots, std::size_t retired) : slots_(slots) {
   }
   free_.reserve(slots);
   retired_.resize(retired);
-}
-
-std::uint32_t SlotPool::take() {
-  if (free_.empty()) {
-    assert(used_ < slots_);
-    return used_++;
-  }
-  const std::uint32_t slot = free_.back();
-  free_.pop_back();
-  return slot;
-}
-
-void SlotPool::retire(std::uint32_t slot, std::uint64_t step) {
-  assert(count_ < retired_.size());
-  std::size_t last = first_ + count_++;
-  if (last >= retired_.size()) last -= retired_.size();
-  retired_[last] = {step, slot};
 }
 
 void SlotPool::reclaim(std::uint64_t step) {

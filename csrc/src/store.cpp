@@ -46,8 +46,15 @@ std::vector<std::size_t> step_bytes(const Schema& schema) {
   return bytes;
 }
 
+// Most fields of a step are one number, which takes a call of memcpy longer than the copy.
 void copy_cell(std::byte* to, const std::byte* from, std::size_t bytes) {
-  if (bytes != 0) std::memcpy(to, from, bytes);
+  if (bytes == 1) {
+    *to = *from;
+  } else if (bytes == sizeof(float)) {
+    std::memcpy(to, from, sizeof(float));
+  } else if (bytes != 0) {
+    std::memcpy(to, from, bytes);
+  }
 }
 
 bool equal(const std::byte* a, const std::byte* b, std::size_t bytes) {
@@ -80,6 +87,7 @@ Store::Store(Schema schema, std::size_t capacity, std::unique_ptr<StoreFiles> fi
                    {capacity_, rows_, rows_ * (stack_ + 1), stack_})),
       drawing_(files_ == nullptr ? &own_drawing_ : &files_->drawing()),
       pool_(rows_ * (stack() + 1), (spare_ + 2) * (stack() + 1)) {
+  next_row_ = row_of(range_->end.load());
   if (files_ == nullptr) return;
   const std::vector<bool> in_use = files_->slots_in_use();
   pool_.reset(in_use.size(), in_use);
@@ -195,37 +203,55 @@ void Store::reserve(const std::vector<bool>& planned) {
 }
 
 bool Store::decide(const Input& input, std::size_t row, Continues wish) const {
-  if (wish == Continues::kNo) return false;
-  const auto refuse = [&](const std::string& why) {
-    if (wish != Continues::kYes) return false;
-    const std::string where = input.rows() > 1 ? "row " + std::to_string(row) + ": " : "";
-    throw Error(where + "continues is True, but " + why);
-  };
-  const std::uint64_t end = range_->end.load(std::memory_order_relaxed);
-  if (row == 0 && range_->begin.load(std::memory_order_relaxed) == end) return refuse("the store is empty");
-  const std::size_t last = row_of(end - 1);
-  if (row == 0 && files_ != nullptr && !files_->good(end - 1)) return refuse("the previous step is damaged");
-  for (const std::size_t field : {terminated_, truncated_}) {
-    const bool ended = row == 0 ? flag(field, last) : *input.step(field, row - 1) != std::byte{0};
-    if (ended) return refuse("the previous step was " + schema().steps[field].name);
+  const Obstacle obstacle = wish == Continues::kNo ? Obstacle::kUnwanted : obstacle_to(input, row);
+  if (obstacle == Obstacle::kNone) return true;
+  input.validate_observations(row);
+  if (wish == Continues::kYes) refuse_to_continue(obstacle, input, row);
+  return false;
+}
+
+Store::Obstacle Store::obstacle_to(const Input& input, std::size_t row) const {
+  if (row > 0) {
+    if (*input.step(terminated_, row - 1) != std::byte{0}) return Obstacle::kTerminated;
+    if (*input.step(truncated_, row - 1) != std::byte{0}) return Obstacle::kTruncated;
+  } else {
+    const std::uint64_t end = range_->end.load(std::memory_order_relaxed);
+    if (range_->begin.load(std::memory_order_relaxed) == end) return Obstacle::kEmpty;
+    if (files_ != nullptr && !files_->good(end - 1)) return Obstacle::kDamaged;
+    const std::size_t last = row_after(next_row_, rows_ - 1);
+    if (flag(terminated_, last)) return Obstacle::kTerminated;
+    if (flag(truncated_, last)) return Obstacle::kTruncated;
   }
   for (std::size_t f = 0; f < form_.observations.size(); ++f) {
-    const InputForm::Size& size = form_.observations[f];
-    bool follows = true;
-    if (row > 0) {
-      follows = equal(input.observation(f, row), input.next_observation(f, row - 1), size.row);
-    } else {
-      const std::uint32_t* next = slots(last) + stack() + 1 - size.stack;
-      for (std::size_t t = 0; t < size.stack && follows; ++t) {
-        follows = equal(frame(f, next[t]), input.observation(f, 0) + t * size.frame, size.frame);
-      }
-    }
-    if (follows) continue;
-    const std::string& name = schema().observations[f].name;
-    return refuse("field '" + name + "' differs from field 'next_" + name +
-                  "' of the previous step; pass False where a new stretch begins");
+    if (!is_next_of_before(input, row, f)) return Obstacle::kDifferent;
+  }
+  return Obstacle::kNone;
+}
+
+bool Store::is_next_of_before(const Input& input, std::size_t row, std::size_t f) const {
+  const InputForm::Size& size = form_.observations[f];
+  if (row > 0) return equal(input.observation(f, row), input.next_observation(f, row - 1), size.row);
+  const std::uint32_t* next = slots(row_after(next_row_, rows_ - 1)) + stack() + 1 - size.stack;
+  for (std::size_t t = 0; t < size.stack; ++t) {
+    if (!equal(frame(f, next[t]), input.observation(f, 0) + t * size.frame, size.frame)) return false;
   }
   return true;
+}
+
+void Store::refuse_to_continue(Obstacle obstacle, const Input& input, std::size_t row) const {
+  std::string why = "the store is empty";
+  if (obstacle == Obstacle::kDamaged) why = "the previous step is damaged";
+  if (obstacle == Obstacle::kTerminated) why = "the previous step was terminated";
+  if (obstacle == Obstacle::kTruncated) why = "the previous step was truncated";
+  if (obstacle == Obstacle::kDifferent) {
+    std::size_t f = 0;  // the last one if the caller has changed its memory meanwhile
+    while (f + 1 < form_.observations.size() && is_next_of_before(input, row, f)) ++f;
+    const std::string& name = schema().observations[f].name;
+    why = "field '" + name + "' differs from field 'next_" + name +
+          "' of the previous step; pass False where a new stretch begins";
+  }
+  const std::string where = input.rows() > 1 ? "row " + std::to_string(row) + ": " : "";
+  throw Error(where + "continues is True, but " + why);
 }
 
 void Store::write(const Input& input, std::size_t row, bool continues) {
@@ -241,14 +267,15 @@ void Store::write(const Input& input, std::size_t row, bool continues) {
               size.frame);
   }
   for (std::size_t f = 0; f < form_.steps.size(); ++f) {
-    copy_cell(step_field(f).at(target), input.step(f, row), form_.steps[f].row);
+    const Cells& cells = step_field(f);
+    copy_cell(cells.at(target), input.step(f, row), cells.bytes);
   }
   publish(target);
 }
 
 std::size_t Store::begin_row(bool continues) {
   const std::uint64_t id = range_->end.load(std::memory_order_relaxed);
-  const std::size_t row = row_of(id);
+  const std::size_t row = next_row_;
   // The row's previous step was given up long ago, but a reader may still be at it.
   Backoff backoff;
   while (id >= rows_ && unused_before_ <= id - rows_) {
@@ -257,12 +284,12 @@ std::size_t Store::begin_row(bool continues) {
     if (backoff.long_since()) range_->release_dead();
   }
   std::uint32_t* own = slots(row);
-  std::size_t known = 0;
+  std::size_t t = 0;
   if (continues) {
-    known = stack();
-    std::memcpy(own, slots(row_of(id - 1)) + 1, known * sizeof(std::uint32_t));
+    for (const std::uint32_t* before = slots(row_after(row, rows_ - 1)) + 1; t < stack(); ++t)
+      own[t] = before[t];
   }
-  for (std::size_t t = known; t <= stack(); ++t) own[t] = take_slot();
+  for (; t <= stack(); ++t) own[t] = take_slot();
   continues_mark(row) = std::byte{continues};
   return row;
 }
@@ -293,19 +320,20 @@ void Store::publish(std::size_t row) {
   if (priorities != nullptr) {
     lock = std::unique_lock(priorities->mutex());
     priorities->insert(row);
-    if (full) priorities->remove(row_of(oldest));
+    if (full) priorities->remove(row_after(row, spare_));
   }
   if (files_ != nullptr) files_->commit(id);
   range_->end.store(id + 1, std::memory_order_release);
-  if (full) give_up_oldest(oldest);
+  next_row_ = row_after(row, 1);
+  if (full) give_up_oldest(oldest, row_after(row, spare_));
 }
 
-void Store::give_up_oldest(std::uint64_t oldest) {
+void Store::give_up_oldest(std::uint64_t oldest, std::size_t row) {
   range_->begin.store(oldest + 1, std::memory_order_release);
   if (files_ != nullptr && files_->has_unlinked()) return give_up_unlinked(oldest);
   // Of a step whose successor follows it only the oldest frame goes; of the last step of a stretch all.
-  const std::uint32_t* gone = slots(row_of(oldest));
-  const std::size_t count = continues_mark(row_of(oldest + 1)) != std::byte{0} ? 1 : stack() + 1;
+  const std::uint32_t* gone = slots(row);
+  const std::size_t count = continues_mark(row_after(row, 1)) != std::byte{0} ? 1 : stack() + 1;
   if (!pool_.can_retire(count)) pool_.reclaim(unused_before());
   for (std::size_t t = 0; t < count; ++t) pool_.retire(gone[t], oldest);
 }
@@ -342,7 +370,7 @@ std::size_t Store::relabel(std::size_t step, std::span<const std::int64_t> ids, 
   if (step == terminated_ || step == truncated_) {
     throw Error("field '" + field.name + "' says where episodes end and cannot be relabelled");
   }
-  require_finite(field, "", values, ids.size());
+  require_finite(field, values, ids.size());
   const Cells& cells = step_field(step);
   require_writable();
   const std::lock_guard lock(writer_);

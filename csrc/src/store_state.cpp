@@ -64,6 +64,7 @@ void Store::start_at(std::uint64_t first) {
   pool_.reset(pool_.used(), std::vector<bool>(pool_.used(), false));
   range_->begin.store(first);
   range_->end.store(first);
+  next_row_ = row_of(first);
   unused_before_ = first;
   if (files_ != nullptr) files_->restart(first);
 }
@@ -134,10 +135,10 @@ void Store::require_loadable(const StateView& state) const {
   for (std::size_t f = 0; f < schema().observations.size(); ++f) {
     Field frame = schema().observations[f];
     frame.stack = 1;  // a record holds one frame
-    require_finite(frame, "", state.record_columns[f], state.records);
+    require_finite(frame, state.record_columns[f], state.records);
   }
   for (std::size_t f = 0; f < schema().steps.size(); ++f) {
-    require_finite(schema().steps[f], "", state.step_columns[f], state.steps);
+    require_finite(schema().steps[f], state.step_columns[f], state.steps);
   }
 }
 

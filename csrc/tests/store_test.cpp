@@ -3,6 +3,7 @@
 #include <limits>
 #include <numeric>
 #include <stdexcept>
+#include <string>
 
 #include "check.h"
 #include "rows.h"
@@ -92,6 +93,29 @@ void an_error_stores_nothing() {
   fill(rows, 2, 3, 0, 1);
   store.append(rows.const_pointers(), 3, wishes);
   CHECK(store.state().records == 5);
+}
+
+// Whether a row continues is decided by comparing, and what continues is not looked at number by number.
+void refuses_observations_that_are_not_finite() {
+  Store store(make_schema(), 4, 0);
+  const auto wrong = [](int time) {
+    Rows row = one(time, 0);
+    row.as<float>(kVector)[kState - 1] = std::numeric_limits<float>::quiet_NaN();
+    return row;
+  };
+  const std::string message = "field 'observations/state' holds a non-finite value (nan)";
+  for (int time = 0; time < 2; ++time) {  // into an empty store, and behind a step
+    for (const Continues wish : {Continues::kNo, Continues::kYes, Continues::kDecide}) {
+      CHECK_THROWS(append(store, wrong(time), wish), Error, message);
+    }
+    append(store, one(time, 0));
+  }
+  const Schema schema = make_schema();
+  Rows rows(schema, 3, schema.columns_in());
+  for (std::size_t i = 0; i < 3; ++i) fill(rows, i, static_cast<int>(i) + 2, 0, 1);
+  rows.as<float>(kVector)[2 * kState] = std::numeric_limits<float>::quiet_NaN();
+  CHECK_THROWS(store.append(rows.const_pointers(), 3, {}), Error, message + " in row 2");
+  CHECK(store.appended() == 2);
 }
 
 void sampling() {
@@ -190,6 +214,7 @@ int main() {
   stores_each_observation_once();
   continuity_is_checked();
   an_error_stores_nothing();
+  refuses_observations_that_are_not_finite();
   sampling();
   relabels_live_steps_only();
   finds_the_starts_of_episodes();

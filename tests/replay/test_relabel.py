@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -120,6 +122,29 @@ def test_the_appender_converts_nothing(flat):
     assert len(store) == 0
     append(*arguments(0))
     assert len(store) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, np.zeros(3), "field 'observations' has dtype float64; the store holds float32; append() converts"),
+        (1, np.zeros(4, np.float32), "field 'next_observations' has shape (4,); the store holds (3,)"),
+        (0, np.zeros(6, np.float32)[::2], "field 'observations' is not C-contiguous; append() converts"),
+        (2, [0.0, 0.0], "field 'actions' is a list; the appender takes a float32 array of shape (2,)"),
+        (2, 0.5, "field 'actions' is 0.5; the appender takes a float32 array of shape (2,)"),
+        (3, 1e300, "field 'rewards' is 1e+300; the appender takes a number that float32 can hold"),
+        (3, "a", "field 'rewards' is a str; the appender takes a number that float32 can hold"),
+        (4, 2.5, "field 'terminated' is 2.5; the appender takes a bool"),
+        (5, np.zeros(1, bool), "field 'truncated' has shape (1,); the store holds ()"),
+    ],
+)
+def test_the_appender_names_what_does_not_fit(flat, place, value, message):
+    store, arguments = flat
+    given = arguments(0)
+    given[place] = value
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        store.appender()(*given)
+    assert len(store) == 0
 
 
 def test_numpy_scalars_are_numbers(flat):

@@ -1,6 +1,7 @@
 // Which slots of the observation table are free.
 #pragma once
 
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -18,12 +19,26 @@ class SlotPool {
   std::size_t available() const { return free_.size(); }  // without touching memory never used before
   std::size_t untouched() const { return slots_ - used_; }
   std::size_t used() const { return used_; }  // slots ever handed out: [0, used)
-  std::uint32_t take();                       // needs available() + untouched() > 0
+  // Needs available() + untouched() > 0.
+  std::uint32_t take() {
+    if (free_.empty()) {
+      assert(used_ < slots_);
+      return used_++;
+    }
+    const std::uint32_t slot = free_.back();
+    free_.pop_back();
+    return slot;
+  }
 
   std::size_t retired() const { return count_; }
   bool can_retire(std::size_t slots) const { return count_ + slots <= retired_.size(); }
   // `step` was the last to use the slot. Steps do not go down. Needs can_retire(1).
-  void retire(std::uint32_t slot, std::uint64_t step);
+  void retire(std::uint32_t slot, std::uint64_t step) {
+    assert(count_ < retired_.size());
+    std::size_t last = first_ + count_++;
+    if (last >= retired_.size()) last -= retired_.size();
+    retired_[last] = {step, slot};
+  }
   // Frees what was retired by steps before `step`.
   void reclaim(std::uint64_t step);
 

@@ -173,6 +173,19 @@ class Store {
   void require_writable() const;
   // append: decide every row's continuity without changing anything, then write. Under the writer's lock.
   bool decide(const Input& input, std::size_t row, Continues wish) const;
+  // What keeps a row from continuing the step before it.
+  enum class Obstacle : std::uint8_t {
+    kNone,
+    kUnwanted,
+    kEmpty,
+    kDamaged,
+    kTerminated,
+    kTruncated,
+    kDifferent
+  };
+  Obstacle obstacle_to(const Input& input, std::size_t row) const;
+  bool is_next_of_before(const Input& input, std::size_t row, std::size_t observation) const;
+  [[noreturn]] void refuse_to_continue(Obstacle obstacle, const Input& input, std::size_t row) const;
   void append_locked(const Input& input, std::span<const Continues> continues);
   void write(const Input& input, std::size_t row, bool continues);
   // In files: makes room for steps of which `planned` says whether they continue.
@@ -180,7 +193,7 @@ class Store {
   // Fills `row`'s slots and returns it; publish() makes the step count.
   std::size_t begin_row(bool continues);
   void publish(std::size_t row);
-  void give_up_oldest(std::uint64_t oldest);
+  void give_up_oldest(std::uint64_t oldest, std::size_t row);
   void give_up_unlinked(std::uint64_t oldest);
   // Nobody needs the steps before this one any more.
   std::uint64_t unused_before();
@@ -202,6 +215,12 @@ class Store {
                    const Layout& layout, std::span<std::byte* const> out) const;
   void require_loadable(const StateView& state) const;
 
+  // The row of the step that comes `steps` < rows_ after the one in `row`. An append would feel the division
+  // of row_of().
+  std::size_t row_after(std::size_t row, std::size_t steps) const {
+    const std::size_t sum = row + steps;
+    return sum < rows_ ? sum : sum - rows_;
+  }
   std::size_t stack() const { return stack_; }
   std::uint32_t* slots(std::size_t row) const {
     return reinterpret_cast<std::uint32_t*>(steps_.field(kSlots).at(row));
@@ -240,6 +259,7 @@ class Store {
 
   mutable std::mutex writer_;  // guards what follows
   SlotPool pool_;
+  std::size_t next_row_ = 0;                // of the step that comes next
   std::atomic<std::size_t> slots_used_{0};  // pool_.used(), for everybody
   std::uint64_t unused_before_ = 0;         // as of the last look
   std::uint64_t opened_at_ = 0;     // in files: what came before may still be read by other processes, until
