@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.machine import machine, markdown
 from serl_fast.agents.hybrid_sac import hybrid_sac
-from serl_fast.agents.sac import normalize_states
+from serl_fast.agents.parts import normalize_states
 from serl_fast.cli import main, parse
 from serl_fast.core import Batch
 from serl_fast.engine import Engine, EngineConfig, default_execution

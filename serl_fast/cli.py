@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,22 @@ def plain_booleans(config: type[Any], arguments: list[str]) -> list[str]:
         rewritten.append(argument)
         index += 1
     return rewritten
+
+
+def import_callable(name: str, what: str) -> Callable[..., Any]:
+    """The attribute that ``module:callable`` names.
+
+    Raises:
+        ValueError: the module or its attribute is not there; ``what`` says what it was to be.
+    """
+    module, separator, attribute = name.partition(":")
+    try:
+        if not separator:
+            raise ValueError("no ':' in it")
+        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+        return found
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{what} {name!r} can not be loaded ({error}); give module:callable") from error
 
 
 def _option(arguments: Sequence[str], name: str) -> str | None:

@@ -9,9 +9,10 @@ An agent is a value. It says WHAT to minimise; ``serl_fast.engine`` decides HOW 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class Objective:
     """One loss and the networks that receive its gradient.
 
     Objectives of one step are evaluated at the same parameters; a network trained by several of them receives the
-    sum of their gradients and takes ONE optimizer step.
+    sum of their gradients and takes ONE optimizer step (see ``Agent.optimize`` for the other way).
 
     Attributes:
         name: metric prefix, for example ``"critic"``.
@@ -63,9 +64,29 @@ class TargetUpdate:
 
 @dataclass(frozen=True)
 class AdamConfig:
-    """Adam (Kingma & Ba 2015, algorithm 1) with bias correction, epsilon outside the square root."""
+    """Adam (Kingma & Ba 2015, algorithm 1) with bias correction, epsilon outside the square root, and its schedule.
+
+    Per step: clip the gradient by its global norm, Adam, decoupled weight decay (AdamW, Loshchilov & Hutter 2019),
+    p <- p - lr * (adam(g) + weight_decay * p).
+
+    Attributes:
+        learning_rate: after the warm-up, positive.
+        warmup_steps: the learning rate rises linearly from 0, which the first step uses.
+        cosine_decay_steps: the step, counted from the start, at which a cosine has brought it to 0; None: constant.
+        weight_decay: of AdamW, at least 0.
+        clip_gradient_norm: largest global norm of the gradient; None: no clipping.
+        beta1: decay of the first moment, in [0, 1).
+        beta2: decay of the second moment, in [0, 1).
+        epsilon: added to the root of the second moment.
+
+    Source: ``serl_launcher/common/optimizers.py``.
+    """
 
     learning_rate: float = 3e-4
+    warmup_steps: int = 0
+    cosine_decay_steps: int | None = None
+    weight_decay: float = 0.0
+    clip_gradient_norm: float | None = None
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -73,11 +94,37 @@ class AdamConfig:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be at least 0")
+        if self.cosine_decay_steps is not None and self.cosine_decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"cosine_decay_steps is {self.cosine_decay_steps}; it counts from the start and must exceed "
+                f"warmup_steps, {self.warmup_steps}"
+            )
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
+        if self.clip_gradient_norm is not None and not self.clip_gradient_norm > 0:
+            raise ValueError(f"clip_gradient_norm is {self.clip_gradient_norm}; it must be positive, or None")
+
+    def learning_rate_at(self, steps: Tensor) -> Tensor:
+        """The learning rate after ``steps`` steps were taken, a scalar tensor like ``steps``."""
+        rate = torch.full_like(steps, self.learning_rate)
+        if self.cosine_decay_steps is not None:
+            span = self.cosine_decay_steps - self.warmup_steps
+            progress = ((steps - self.warmup_steps) / span).clamp(0, 1)
+            rate = rate * 0.5 * (1 + torch.cos(math.pi * progress))
+        if self.warmup_steps:
+            rate = torch.where(steps < self.warmup_steps, self.learning_rate * steps / self.warmup_steps, rate)
+        return rate
 
 
 def no_preparation(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Batch:
     """Leave the batch as it is (agents without augmentation)."""
     return batch
+
+
+Policy = Callable[[nn.ModuleDict, Observations, Tensor | None], Tensor]
+"""(networks, observations, standard normal noise [B, A] or None for the mode) -> actions [B, A]."""
 
 
 @dataclass(frozen=True)
@@ -87,29 +134,34 @@ class Agent:
     Attributes:
         networks: every network, targets included, by name.
         critic_step: objectives of every gradient step.
-        actor_step: objectives added once per ``critic_to_actor_ratio`` steps, evaluated after the critic step.
+        actor_step: objectives added once per ``critic_to_actor_ratio`` steps.
         targets: averages taken after every gradient step.
         draw_noise: (generator, batch size, device) -> the noise of one update.
         prepare: augmentation and frozen encoding, once per update, without gradient.
-        policy: (networks, observations, standard normal noise [B, A] or None for the mode) -> actions [B, A].
+        policy: how to act; None for what does not act, such as a classifier.
         policy_networks: the networks that ``policy`` reads; what an actor process must receive.
         action_dim: width of the full action, grippers included.
         policy_noise_dim: width of the noise that ``policy`` takes.
-        optimizer: one Adam per trained network.
+        optimizers: Adam's settings by the name of what it optimizes (see ``optimize``); absent ones get the defaults.
+        optimize: "networks": one Adam per trained network, the actor's objectives after the critics have moved.
+            "objectives": one Adam per objective over every network that it trains, all losses at the same old
+            parameters, the steps added up; objectives that were not asked for step too, with a zero gradient.
+            This is how HIL-SERL updates.
         settings: plain values that rebuild this agent, stored in checkpoints.
     """
 
     networks: nn.ModuleDict
     critic_step: tuple[Objective, ...]
-    actor_step: tuple[Objective, ...]
-    targets: tuple[TargetUpdate, ...]
     draw_noise: Callable[[torch.Generator, int, torch.device], Noise]
-    policy: Callable[[nn.ModuleDict, Observations, Tensor | None], Tensor]
-    policy_networks: tuple[str, ...]
-    action_dim: int
-    policy_noise_dim: int
+    actor_step: tuple[Objective, ...] = ()
+    targets: tuple[TargetUpdate, ...] = ()
     prepare: Callable[[nn.ModuleDict, Batch, Noise], Batch] = no_preparation
-    optimizer: AdamConfig = AdamConfig()
+    policy: Policy | None = None
+    policy_networks: tuple[str, ...] = ()
+    action_dim: int = 0
+    policy_noise_dim: int = 0
+    optimizers: Mapping[str, AdamConfig] = field(default_factory=dict)
+    optimize: Literal["networks", "objectives"] = "networks"
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -117,6 +169,24 @@ class Agent:
         """Names of the networks that some objective trains, in the order of ``networks``."""
         trained = {name for objective in self.critic_step + self.actor_step for name in objective.trains}
         return tuple(name for name in self.networks if name in trained)
+
+    @property
+    def optimized(self) -> dict[str, tuple[str, ...]]:
+        """Every Adam by name, with the networks whose parameters it steps."""
+        if self.optimize == "objectives":
+            return {objective.name: objective.trains for objective in self.critic_step + self.actor_step}
+        return {name: (name,) for name in self.trained_networks}
+
+
+def require_policy(agent: Agent) -> Policy:
+    """The agent's policy.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if agent.policy is None:
+        raise ValueError("this agent has no policy (a classifier, say); it can be trained but not act")
+    return agent.policy
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -9,18 +9,23 @@ action = agent.sample_actions(observation)
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from serl_fast.agents.build import from_settings
 from serl_fast.agents.hybrid_sac import ARM_DIM, CHOICES, hybrid_sac
-from serl_fast.agents.sac import SACConfig, sac
+from serl_fast.agents.sac import sac
+from serl_fast.agents.sac_config import UNSIZED_ENCODERS, SACConfig
 from serl_fast.core import Agent, Batch
 from serl_fast.data.batches import to_tensors
 from serl_fast.engine import Engine, EngineConfig
+from serl_fast.interop.policies import load_weights
 from serl_fast.logging import metric_aliases
 
 
@@ -39,8 +44,15 @@ class _DropIn:
         """The agent as a value: its networks and losses."""
         return self.engine.agent
 
+    @property
+    def state(self) -> SimpleNamespace:
+        """``state.models`` are the networks by name; a name may be set to a module that wraps the one there."""
+        return SimpleNamespace(models=self.agent.networks)
+
     def load(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the weights of a checkpoint of ``train_hybrid``, as ``torch.load`` returns it.
+
+        A policy file works too: ``serl_fast.interop.policies.read_policy`` reads it.
 
         Raises:
             ValueError: the checkpoint is of another agent: other cameras or another action.
@@ -52,23 +64,25 @@ class _DropIn:
             if saved.get(key) != mine.get(key):
                 raise ValueError(f"the checkpoint's {key} is {saved.get(key)}; this agent's is {mine.get(key)}")
         agent = self.agent if saved == mine else from_settings(saved)
-        agent.networks.load_state_dict(checkpoint["networks"])
+        load_weights(agent.networks, checkpoint["networks"])
         if agent is not self.agent:  # sizes that the constructor does not ask for, such as the state's
             self.engine = Engine(agent, self._config, device=self.engine.device)
         if "engine" in checkpoint:
             self.engine.load_state_dict(checkpoint["engine"])
 
-    def sample_actions(self, observations: Mapping[str, Any], argmax: bool = False) -> np.ndarray:
+    def sample_actions(self, observations: Any, argmax: bool = False) -> np.ndarray:
         """Actions for one observation (no batch axis) or a batch of them.
 
         Args:
-            observations: ``state`` float and cameras uint8 [H, W, C], each perhaps with a leading batch axis.
+            observations: ``state`` float and cameras uint8 [H, W, C], each perhaps with a leading batch axis; the
+                state alone may come without the dict.
             argmax: the mode instead of a sample.
 
         Returns:
             float32 [A], or [B, A] for a batch.
         """
-        arrays = {key: np.asarray(value) for key, value in observations.items() if key in self._observation_keys()}
+        named = _by_name(observations)
+        arrays = {key: np.asarray(value) for key, value in named.items() if key in self._observation_keys()}
         single = all(
             array.ndim == (3 if key in self.agent.settings["image_keys"] else 1) for key, array in arrays.items()
         )
@@ -94,27 +108,87 @@ class _DropIn:
         metrics = self.engine.update(self._tensors(batch))
         return self, metric_aliases({name: float(value) for name, value in metrics.items()})
 
+    def critic_loss_fn(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        """The critics' loss on a batch as in :meth:`update`, with its gradient graph, and its metrics.
+
+        For a training loop with an optimizer of its own; :meth:`update` does all of it.
+        """
+        tensors, networks = self._tensors(batch), self.agent.networks
+        noise = self.agent.draw_noise(self.engine.generator, len(tensors["rewards"]), self.engine.device)
+        with torch.no_grad():
+            tensors = self.agent.prepare(networks, tensors, noise)
+        (critic,) = [objective for objective in self.agent.critic_step if objective.name == "critic"]
+        loss = critic.loss(networks, tensors, noise)
+        return loss.value, {name: float(value) for name, value in loss.metrics.items()}
+
     def _observation_keys(self) -> list[str]:
         state = ["state"] if self.agent.settings["state_dim"] else []
         return [*state, *self.agent.settings["image_keys"]]
 
     def _tensors(self, batch: Mapping[str, Any]) -> Batch:
-        def floats(value: Any) -> torch.Tensor:
-            return torch.as_tensor(value, device=self.engine.device).float()
+        def images(value: Any) -> Tensor:
+            return torch.as_tensor(value, device=self.engine.device)
 
-        tensors: Batch = {
-            key: {
-                name: torch.as_tensor(batch[key][name], device=self.engine.device)
-                if name in self.agent.settings["image_keys"]
-                else floats(batch[key][name])
-                for name in self._observation_keys()
+        def floats(value: Any) -> Tensor:
+            return images(value).float()
+
+        cameras, tensors = self.agent.settings["image_keys"], Batch()
+        for key in ("observations", "next_observations"):
+            named = _by_name(batch[key])
+            tensors[key] = {
+                name: (images if name in cameras else floats)(named[name]) for name in self._observation_keys()
             }
-            for key in ("observations", "next_observations")
-        }
         tensors["actions"], tensors["rewards"] = floats(batch["actions"]), floats(batch["rewards"])
         tensors["discounts"] = self.discount * floats(batch["masks"])
         tensors["grasp_penalty"] = floats(batch.get("grasp_penalty", np.zeros(len(tensors["rewards"]))))
         return tensors
+
+
+def _by_name(observations: Any) -> Mapping[str, Any]:
+    """Observations as a dict: an array alone is the state."""
+    return observations if isinstance(observations, Mapping) else {"state": observations}
+
+
+# Keyword arguments of the original's constructors, and their names here.
+_NETWORK_NAMES = {"hidden_dims": "hidden_widths", "activations": "activation", "use_layer_norm": "layer_norm"}
+_POLICY_NAMES = {name: name for name in ("std_parameterization", "std_min", "std_max", "fixed_std")}
+_AGENT_NAMES = {
+    "temperature_init": "initial_temperature",
+    "soft_target_update_rate": "target_update_rate",
+    "encoder_type": "encoder",
+    "lr": "learning_rate",
+}
+
+
+def _config(
+    critic_network_kwargs: Mapping[str, Any],
+    policy_network_kwargs: Mapping[str, Any],
+    policy_kwargs: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> SACConfig:
+    """SACConfig from the original's keyword arguments.
+
+    Raises:
+        ValueError: an argument that is not known, or critics and policy that differ.
+    """
+    if policy_network_kwargs and critic_network_kwargs and dict(policy_network_kwargs) != dict(critic_network_kwargs):
+        raise ValueError(
+            f"critic_network_kwargs {dict(critic_network_kwargs)} and policy_network_kwargs "
+            f"{dict(policy_network_kwargs)} differ; critics and policy share one shape here"
+        )
+    values: dict[str, Any] = {}
+    network = policy_network_kwargs or critic_network_kwargs
+    for given, names in ((network, _NETWORK_NAMES), (policy_kwargs, _POLICY_NAMES)):
+        unknown = set(given) - set(names) - {"activate_final", "tanh_squash_distribution"}
+        if unknown:
+            raise ValueError(f"{sorted(unknown)} are not known; accepted: {sorted(names)}")
+        values |= {names[key]: value for key, value in given.items() if key in names}
+    values |= {_AGENT_NAMES.get(key, key): value for key, value in settings.items()}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    try:
+        return SACConfig(**values)
+    except TypeError as error:
+        raise ValueError(f"{error}; see serl_fast.agents.sac_config.SACConfig for what there is") from error
 
 
 class SACAgent(_DropIn):
@@ -146,6 +220,95 @@ class SACAgent(_DropIn):
         width = action_dim if action_dim is not None else continuous_action_dim
         agent = sac(state_dim, 6 if width is None else width, image_keys, SACConfig(learning_rate=lr))
         super().__init__(agent, device, discount, execution)
+
+    @classmethod
+    def create_states(
+        cls,
+        observations: Any,
+        actions: Any,
+        *,
+        critic_network_kwargs: Mapping[str, Any] | None = None,
+        policy_network_kwargs: Mapping[str, Any] | None = None,
+        policy_kwargs: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+        discount: float = 0.95,
+        execution: str = "eager",
+        **settings: Any,
+    ) -> SACAgent:
+        """SAC from states, sized by example.
+
+        Args:
+            observations: one example or a batch: the state [..., P], or a dict with ``state``.
+            actions: one example or a batch, [..., A].
+            critic_network_kwargs: ``hidden_dims``, ``activations``, ``use_layer_norm`` of critics and policy.
+            policy_network_kwargs: the same, or absent.
+            policy_kwargs: ``std_parameterization``, ``std_min``, ``std_max``.
+            device: by default CUDA where there is one.
+            discount: gamma.
+            execution: "eager" or "compiled".
+            settings: other fields of ``SACConfig``; ``temperature_init``, ``soft_target_update_rate`` and ``lr`` work.
+
+        Raises:
+            ValueError: an argument that is not known.
+        """
+        named = _by_name(observations)
+        return cls.create_pixels(
+            {"state": named["state"]},
+            actions,
+            image_keys=(),
+            critic_network_kwargs=critic_network_kwargs,
+            policy_network_kwargs=policy_network_kwargs,
+            policy_kwargs=policy_kwargs,
+            device=device,
+            discount=discount,
+            execution=execution,
+            **({"proprioception_dim": None} | settings),  # alone, the state is the whole observation
+        )
+
+    @classmethod
+    def create_pixels(
+        cls,
+        observations: Mapping[str, Any],
+        actions: Any,
+        *,
+        image_keys: Sequence[str] = ("image",),
+        critic_network_kwargs: Mapping[str, Any] | None = None,
+        policy_network_kwargs: Mapping[str, Any] | None = None,
+        policy_kwargs: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+        discount: float = 0.95,
+        execution: str = "eager",
+        **settings: Any,
+    ) -> SACAgent:
+        """SAC from cameras and, where the example has one, the state.
+
+        Args:
+            observations: one example or a batch: cameras [..., H, W, C] and perhaps ``state`` [..., P].
+            actions: see :meth:`create_states`, like all that follow.
+            image_keys: which of the observations are cameras.
+            critic_network_kwargs: of critics and policy.
+            policy_network_kwargs: the same, or absent.
+            policy_kwargs: of the policy's standard deviation.
+            device: where it runs.
+            discount: gamma.
+            execution: "eager" or "compiled".
+            settings: also ``encoder_type``: "resnet-pretrained", "resnet", "small" and so on.
+
+        Raises:
+            ValueError: an argument that is not known, or a camera that is not in the example.
+        """
+        config = _config(critic_network_kwargs or {}, policy_network_kwargs or {}, policy_kwargs or {}, settings)
+        missing = set(image_keys) - set(observations)
+        if missing:
+            raise ValueError(f"cameras {sorted(missing)} are not in the example, which holds {sorted(observations)}")
+        if image_keys and "image_size" not in settings and config.encoder in UNSIZED_ENCODERS:
+            height, width, _ = np.shape(observations[image_keys[0]])[-3:]
+            config = dataclasses.replace(config, image_size=(height, width))
+        agent = cls.__new__(cls)
+        state_dim = np.shape(observations["state"])[-1] if "state" in observations else 0
+        value = sac(state_dim, np.shape(actions)[-1], image_keys, config)
+        _DropIn.__init__(agent, value, device, discount, execution)
+        return agent
 
 
 class SACHybridAgent(_DropIn):

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from serl_fast.agents.build import from_settings
-from serl_fast.checkpoint import load_checkpoint
-from serl_fast.cli import main, parse
+from serl_fast.cli import import_callable, main, parse
+from serl_fast.core import Agent
 from serl_fast.engine import PolicyRunner
 from serl_fast.envs import SETUP_MODES, make_env
 from serl_fast.evaluation import EvaluationResult, evaluate
+from serl_fast.interop.policies import build, load_policy
 from serl_fast.logging import write_video
 
 
@@ -25,7 +27,8 @@ class EvaluateConfig:
     """Flags of ``evaluate``.
 
     Attributes:
-        checkpoint: a checkpoint_<step>.pth or final_model.pth.
+        checkpoint: a checkpoint_<step>.pth, a final_model.pth, or a .safetensors policy of ``convert``.
+        algorithm: module:callable that built the agent, where it was trained with one of your own.
         env: by default the environment that the checkpoint was trained in.
         episodes: how many.
         stochastic: sample actions as in training; by default the policy's mode acts.
@@ -36,6 +39,7 @@ class EvaluateConfig:
     """
 
     checkpoint: Path
+    algorithm: str | None = None
     env: str | None = None
     episodes: int = 50
     stochastic: bool = False
@@ -55,15 +59,17 @@ def evaluate_checkpoint(config: EvaluateConfig) -> EvaluationResult:
     Raises:
         CheckpointError: the file is missing, damaged, or of another format.
     """
-    checkpoint = load_checkpoint(config.checkpoint)
-    agent = from_settings(checkpoint["agent"])
-    agent.networks.load_state_dict(checkpoint["networks"])
-    mode = SETUP_MODES[checkpoint["setup_mode"]]
+    agent, checkpoint = load_policy(config.checkpoint, _builder(config))
+    mode = SETUP_MODES.get(checkpoint.get("setup_mode") or "")
+    env_id = config.env or checkpoint.get("env")
+    if env_id is None:
+        raise ValueError(f"{config.checkpoint} does not say in which environment it acts; give --env")
     env = make_env(
-        config.env or checkpoint["env"],
+        env_id,
         agent.settings["image_keys"],
         mode,
         render_mode="rgb_array" if config.video else None,
+        image_size=checkpoint.get("image_size"),
     )
     if config.video and env.render_mode != "rgb_array":
         raise ValueError(f"no video: {env.spec.id if env.spec else env} does not render; leave --video out")
@@ -79,6 +85,22 @@ def evaluate_checkpoint(config: EvaluateConfig) -> EvaluationResult:
     if config.video:
         write_video(config.video, result.frames, fps=10)
     return result
+
+
+def _builder(config: EvaluateConfig) -> Callable[[dict[str, Any]], Agent]:
+    """What rebuilds the agent from its settings: the package, or the user's own callable."""
+    if config.algorithm is None:
+        return build
+    builder = import_callable(config.algorithm, "algorithm")
+
+    def rebuild(settings: dict[str, Any]) -> Agent:
+        try:
+            agent: Agent = builder(settings["state_dim"], settings["action_dim"], settings["image_keys"])
+        except KeyError as error:
+            raise ValueError(f"{config.checkpoint}: its agent's settings have no {error}, which is needed") from None
+        return agent
+
+    return rebuild
 
 
 def run(argv: list[str] | None = None) -> int:

@@ -31,6 +31,7 @@ class RecordDemosConfig:
         num_demos: successful episodes to record; others are dropped.
         output: the pickle to write; by default runs/demonstrations/<env>_<N>_demos_<time>.pkl.
         image_keys: cameras to record.
+        image_size: height and width of their images, px, where the environment takes it.
         setup_mode: arms and grippers; by default whatever the environment takes.
         operator: "scripted" for the environment's scripted expert, or module:callable that wraps the environment
             and sets info["intervene_action"]; where it does not, the arm is held still.
@@ -43,6 +44,7 @@ class RecordDemosConfig:
     num_demos: int = 20
     output: Path | None = None
     image_keys: tuple[str, ...] = ()
+    image_size: int | None = None
     setup_mode: SetupModeName | None = None
     operator: str = "scripted"
     noise: float = 0.1
@@ -64,7 +66,7 @@ def record(config: RecordDemosConfig) -> Path:
     """
     mode = SETUP_MODES[config.setup_mode] if config.setup_mode else None
     operator = _expert(config) if config.operator == "scripted" else load_operator(config.operator)
-    env = make_env(config.env, config.image_keys, mode, operator=operator)
+    env = make_env(config.env, config.image_keys, mode, operator=operator, image_size=config.image_size)
     transitions: list[dict[str, Any]] = []
     demos = episodes = 0
     try:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from serl_fast.agents.build import build_agent
-from serl_fast.agents.sac import encoder_of, normalize_states
+from serl_fast.agents.parts import encoder_of, normalize_states
 from serl_fast.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -30,7 +30,7 @@ from serl_fast.checkpoint import (
     save_run,
     save_stores,
 )
-from serl_fast.cli import main, parse
+from serl_fast.cli import import_callable, main, parse
 from serl_fast.core import Agent
 from serl_fast.data.demonstrations import demonstrations_to_store, load_demonstrations
 from serl_fast.engine import (
@@ -43,10 +43,10 @@ from serl_fast.engine import (
 )
 from serl_fast.envs import SETUP_MODES, load_operator, make_env
 from serl_fast.evaluation import EvaluationResult, evaluate
+from serl_fast.interop.pretrained import load_pretrained
 from serl_fast.logging import RunLogger, plot_progress, write_video
 from serl_fast.loop import EVALUATION_SEEDS, Actor, Learner, run_synchronous, run_threaded
 from serl_fast.networks.encoder import Encoder
-from serl_fast.networks.resnet10 import ResNet10, load_resnet10_params
 from serl_fast.replay import ReplayStore
 from serl_fast.schedule import Counters, Stop
 from serl_fast.train_hybrid_config import PRESETS, TrainHybridConfig
@@ -64,10 +64,11 @@ class Run:
         torch.manual_seed(seeds[0])
         self.store_seeds = seeds[3:]
         mode = SETUP_MODES[config.setup_mode]
-        self.env = make_env(config.env, config.image_keys, mode, operator=load_operator(config.operator))
+        operator, size = load_operator(config.operator), config.image_size
+        self.env = make_env(config.env, config.image_keys, mode, operator=operator, image_size=size)
         self.eval_env = None
         if config.eval_interval or config.final_eval_episodes:
-            self.eval_env = make_env(config.env, config.image_keys, mode, render_mode="rgb_array")
+            self.eval_env = make_env(config.env, config.image_keys, mode, render_mode="rgb_array", image_size=size)
         self.counters, self.stop = Counters(), Stop()
         self.interrupted = False
         self.directory, checkpoint = self._place()
@@ -249,6 +250,7 @@ class Run:
             "networks": self.agent.networks.state_dict(),
             "env": self.config.env,
             "setup_mode": self.config.setup_mode,
+            "image_size": self.config.image_size,
             "updates": self.counters.updates,
         }
 
@@ -257,8 +259,14 @@ class Run:
 
     def _agent(self, checkpoint: dict[str, Any] | None) -> Agent:
         config, mode = self.config, SETUP_MODES[self.config.setup_mode]
-        state_dim = _flat_space(self.env).get("state", _EMPTY).shape[0]
-        agent = build_agent(state_dim, mode.action_dim, mode.grippers, config.image_keys, config.agent())
+        space = _flat_space(self.env)
+        state_dim = space.get("state", _EMPTY).shape[0]
+        sizes = [space[key].shape[:2] for key in config.image_keys]
+        if config.algorithm == "sac":
+            agent = build_agent(state_dim, mode.action_dim, mode.grippers, config.image_keys, config.agent(sizes))
+        else:
+            builder = import_callable(config.algorithm, "algorithm")
+            agent = builder(state_dim, mode.action_dim, config.image_keys)
         if checkpoint is not None:
             mine, saved = _flat(agent.settings), _flat(checkpoint["agent"])
             differing = [
@@ -266,7 +274,7 @@ class Run:
             ]
             if differing:
                 raise ValueError(f"the run to resume has {'; '.join(differing)}: resume it with its own flags")
-        elif config.image_keys:
+        elif config.image_keys and config.algorithm == "sac" and config.encoder == "resnet-pretrained":
             load_pretrained(encoder_of(agent.networks), config.pretrained_encoder)
         return agent
 
@@ -274,7 +282,8 @@ class Run:
         if not self.config.normalize_state or not len(self.demonstrations):
             return
         observations = self.demonstrations.batch_at(np.arange(len(self.demonstrations)))["observations"]
-        if "state" in observations:
+        encoder = dict(self.agent.networks.items()).get("encoder")
+        if "state" in observations and isinstance(encoder, Encoder):
             normalize_states(self.agent.networks, torch.from_numpy(observations["state"]))
 
     def _stores(self, checkpoint: dict[str, Any] | None) -> tuple[ReplayStore, ReplayStore]:
@@ -365,26 +374,10 @@ def _default_threads(config: TrainHybridConfig, device: torch.device) -> int:
     return max(1, min(wanted, cores - 1))
 
 
-def load_pretrained(encoder: Encoder, path: Path | None) -> None:
-    """Load the frozen trunk from ``path`` or ~/.serl/resnet10_params.pkl; where there is neither, say so."""
-    usual = Path.home() / ".serl" / "resnet10_params.pkl"
-    path = path or (usual if usual.exists() else None)
-    if path is not None:
-        assert isinstance(encoder.trunk, ResNet10)
-        load_resnet10_params(encoder.trunk, path)
-        print(f"pre-trained ResNet-10 from {path}")
-    else:
-        print(
-            "no pre-trained ResNet-10: the frozen trunk is random, which learns worse; give --pretrained_encoder "
-            f"resnet10_params.pkl (published with SERL on GitHub, release resnet10) or put it at {usual}"
-        )
-
-
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with the nested ones beside the others, and sequences comparable after a checkpoint."""
-    merged = {**settings, **settings["config"]}
-    del merged["config"]
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in merged.items()}
+    merged = {**settings, **settings.get("config", {})}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in merged.items() if key != "config"}
 
 
 def _flat_space(env: gymnasium.Env[Any, Any]) -> dict[str, gymnasium.spaces.Box]:

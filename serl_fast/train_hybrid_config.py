@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from serl_fast.agents.sac import SACConfig
+from serl_fast.agents.sac_config import UNSIZED_ENCODERS, Compat, SACConfig
 from serl_fast.envs import SetupModeName
 from serl_fast.schedule import LoopConfig
 
@@ -31,7 +32,10 @@ class TrainHybridConfig:
         env: any gymnasium id; ``module:Id-v0`` imports ``module`` first.
         demo_paths: demonstration pickles; none means learning from online data and interventions alone.
         image_keys: cameras to learn from; none means learning from the state.
+        image_size: height and width of their images, px, where the environment takes it.
         setup_mode: arms and grippers: 6, 7, 12 or 14 action dimensions.
+        algorithm: "sac" (hybrid where the setup mode learns a gripper), or module:callable of your own, which is given
+            (state_dim, action_dim, image_keys) and returns a serl_fast.core.Agent.
         max_steps: gradient steps at which the run ends.
         batch_size: transitions per gradient step, half of them demonstrations.
         lr: Adam's learning rate.
@@ -67,6 +71,18 @@ class TrainHybridConfig:
         target_entropy: by default -(continuous action dimensions) / 2.
         target_update_rate: tau of the target networks.
         hidden_widths: hidden layers of policy and critics.
+        activation: of policy and critics: tanh, relu, silu, gelu, elu, leaky_relu.
+        backup_entropy: the target value includes the policy's entropy.
+        reward_bias: added to every reward.
+        warmup_steps: updates over which the learning rate rises from 0.
+        cosine_decay_steps: update at which a cosine has brought the learning rate to 0; by default it is constant.
+        weight_decay: of AdamW.
+        clip_gradient_norm: largest global norm of a network's gradient; by default any.
+        encoder: of the cameras: resnet-pretrained (frozen), resnet (trained), small, impala_small, resnet18, mobilenet.
+        pooling: of the encoder's feature maps: spatial_embeddings, spatial_softmax, average, max, none; by default
+            the encoder's own.
+        encoder_dropout: dropout on the camera embeddings, on the policy's path.
+        compat: "hil_serl" reproduces the original's update exactly, its defects included.
         save_replay: keep the replay stores beside the last checkpoint, so that resuming loses no data.
         video_episodes: episodes shown in rollout.mp4; 0 for no video.
         preset: defaults of a size; flags given explicitly win.
@@ -75,7 +91,9 @@ class TrainHybridConfig:
     env: str = "serl_robots/PickCube-v0"
     demo_paths: tuple[Path, ...] = ()
     image_keys: tuple[str, ...] = ()
+    image_size: int | None = None
     setup_mode: SetupModeName = "single-arm-learned-gripper"
+    algorithm: str = "sac"
     max_steps: int = 100_000
     batch_size: int = 256
     lr: float = 3e-4
@@ -111,6 +129,17 @@ class TrainHybridConfig:
     target_entropy: float | None = None
     target_update_rate: float = 0.005
     hidden_widths: tuple[int, ...] = (256, 256)
+    activation: str = "tanh"
+    backup_entropy: bool = False
+    reward_bias: float = 0.0
+    warmup_steps: int = 0
+    cosine_decay_steps: int | None = None
+    weight_decay: float = 0.0
+    clip_gradient_norm: float | None = None
+    encoder: str = "resnet-pretrained"
+    pooling: str | None = None
+    encoder_dropout: float = 0.1
+    compat: Compat | None = None
     save_replay: bool = True
     video_episodes: int = 3
     preset: Literal["quick", "medium", "full"] | None = None
@@ -138,17 +167,26 @@ class TrainHybridConfig:
         values["stop_success_rate"] = self.stop_success_rate or None
         return LoopConfig(critic_to_actor_ratio=self.cta_ratio, **values)
 
-    def agent(self) -> SACConfig:
-        """The agent's hyper-parameters."""
+    def agent(self, image_sizes: Sequence[tuple[int, ...]] = ()) -> SACConfig:
+        """The agent's hyper-parameters.
+
+        Args:
+            image_sizes: (height, width) of each camera's images.
+
+        Raises:
+            ValueError: the encoder does not resize and the cameras differ in size.
+        """
+        shared = {f.name for f in dataclasses.fields(SACConfig)} & {f.name for f in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in shared - {"image_size"}}
+        if image_sizes and self.encoder in UNSIZED_ENCODERS:
+            if len(set(image_sizes)) > 1:
+                raise ValueError(f"encoder {self.encoder!r} does not resize; the cameras have sizes {image_sizes}")
+            values["image_size"] = tuple(image_sizes[0])
         return SACConfig(
-            hidden_widths=self.hidden_widths,
-            critic_ensemble_size=self.critic_ensemble_size,
-            critic_subsample_size=self.critic_subsample_size,
             initial_temperature=self.temperature_init,
-            target_entropy=self.target_entropy,
-            target_update_rate=self.target_update_rate,
             learning_rate=self.lr,
             # Beside images the state is squeezed through HIL-SERL's 64-wide branch; alone it is the whole observation
-            # and passes as it is, as in SERL's state agents.
-            proprioception_dim=64 if self.image_keys else None,
+            # and passes as it is, as in SERL's state agents. The original always has the branch.
+            proprioception_dim=64 if self.image_keys or self.compat else None,
+            **values,
         )

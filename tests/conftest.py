@@ -20,8 +20,10 @@ class ToyArm(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
-    def __init__(self, width=7, image_keys=(), intervals=(), length=20, fail_at=None, goal=1.0, render_mode=None):
-        cameras = {key: spaces.Box(0, 255, (16, 16, 3), np.uint8) for key in image_keys}
+    def __init__(
+        self, width=7, image_keys=(), intervals=(), length=20, fail_at=None, goal=1.0, render_mode=None, image_size=16
+    ):
+        cameras = {key: spaces.Box(0, 255, (image_size, image_size, 3), np.uint8) for key in image_keys}
         self.observation_space = spaces.Dict({"state": spaces.Box(-np.inf, np.inf, (4,), np.float32), **cameras})
         self.action_space = spaces.Box(-1, 1, (width,), np.float32)
         self.render_mode = render_mode
@@ -53,7 +55,7 @@ class ToyArm(gymnasium.Env):
 
     def _observe(self):
         state = np.array([self.position, self.step_count, self.episode, 1.0], np.float32)
-        images = {key: np.full((16, 16, 3), self.step_count, np.uint8) for key in self.cameras}
+        images = {key: np.full(space.shape, self.step_count, np.uint8) for key, space in self.cameras.items()}
         return {"state": state, **images}
 
 

@@ -53,3 +53,45 @@ def test_each_block_of_the_embedding_guide_stands_alone(code, expected, tmp_path
 
 def test_the_training_loop_has_forty_lines_at_most():
     assert len([line for line in blocks("embed.md")[0][0].splitlines() if line.strip()]) <= 40
+
+
+def test_each_block_of_the_algorithm_guide_stands_alone():
+    for code, expected in blocks("algorithms.md"):
+        check(code, expected, {"__name__": "guide"})
+
+
+def test_an_algorithm_of_ones_own_trains_by_the_command(tmp_path, monkeypatch, capsys):
+    from serl_fast import evaluate, train_hybrid
+
+    source = GUIDES.parent / "examples" / "td3.py"
+    assert len(source.read_text().splitlines()) < 80
+    monkeypatch.syspath_prepend(source.parent)
+    flags = "--env toy/Arm-v0 --algorithm td3:td3 --max_steps=4 --batch_size=4 --training_starts=4 --random_steps=4"
+    quiet = "--execution=eager --eval_interval=0 --final_eval_episodes=0"
+    train_hybrid.run([*flags.split(), *quiet.split(), "--save_dir", str(tmp_path / "run")])
+    (tmp_path / "run" / "final_model.pth").stat()
+    resumed = [*flags.replace("max_steps=4", "max_steps=6").split(), *quiet.split(), "--resume"]
+    train_hybrid.run([*resumed, "--save_dir", str(tmp_path / "run")])
+    checkpoint = ["--checkpoint", str(tmp_path / "run" / "final_model.pth"), "--episodes", "1"]
+    evaluate.run([*checkpoint, "--algorithm", "td3:td3"])
+    assert "success rate" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="algorithm 'td3' is not known"):
+        evaluate.run(checkpoint)
+    with pytest.raises(ValueError, match=r"algorithm 'td4:td4' can not be loaded.*give module:callable"):
+        train_hybrid.run([*flags.replace("td3:td3", "td4:td4").split(), *quiet.split(), "--save_dir", str(tmp_path)])
+
+
+def test_the_conversion_guide_runs_and_its_commands_parse(tmp_path, monkeypatch):
+    pytest.importorskip("msgpack", reason="msgpack is not installed")
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    from serl_fast import convert, evaluate
+    from serl_fast.cli import parse
+
+    monkeypatch.chdir(tmp_path)
+    ((code, expected),) = blocks("convert.md")
+    check(code, expected, {"__name__": "guide"})
+    configs = {"convert": convert.ConvertConfig, "evaluate": evaluate.EvaluateConfig}
+    lines = re.findall(r"^python -m serl_fast\.(\w+) (.*)$", (GUIDES / "convert.md").read_text(), re.MULTILINE)
+    assert len(lines) == 3
+    for command, flags in lines:
+        parse(configs[command], flags.split(), description="")

@@ -97,4 +97,8 @@ def _upright(rotation: Array) -> Array:
     return -rotation / ROTATION_SCALE
 
 
-_EXPERTS: dict[str, Callable[[Array], Array]] = {PickCube.ID: _pick_cube, Reach.ID: _reach}
+_EXPERTS: dict[str, Callable[[Array], Array]] = {
+    PickCube.ID: _pick_cube,
+    Reach.ID: _reach,
+    "serl_robots/ReachInView-v0": _reach,
+}

@@ -196,6 +196,18 @@ def test_lifted_cube_must_be_held():
     assert (reward, terminated, info["succeed"]) == (0.0, False, False)
 
 
+def test_reach_takes_any_box_of_targets():
+    env = gymnasium.make("serl_robots/Reach-v0", target_low=(0.01, 0.02, -0.03), target_high=(0.01, 0.02, -0.03))
+    env.reset(seed=0)
+    assert env.unwrapped.privileged_state()[13:16] == pytest.approx([0.01, 0.02, -0.03], abs=1e-3)
+    below = gymnasium.make("serl_robots/ReachInView-v0")
+    for seed in range(20):
+        below.reset(seed=seed)
+        assert -0.125 < below.unwrapped.privileged_state()[15] < -0.045
+    with pytest.raises(ValueError, match="give three lows below three highs"):
+        gymnasium.make("serl_robots/Reach-v0", target_low=(0.2, 0, 0))
+
+
 def test_reach_succeeds_within_tolerance():
     env = gymnasium.make(REACH)
     env.reset(seed=1)

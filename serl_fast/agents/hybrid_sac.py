@@ -4,7 +4,8 @@ A full action is, for each arm, six continuous numbers and one gripper command i
 One gripper has 3 choices; two have 9 joint ones, g = 3 * left + right.
 
 The formulas are HIL-SERL's (``sac_hybrid_single.py``, ``sac_hybrid_dual.py``), one file here for any number of arms.
-Beyond the differences listed in ``serl_fast.agents.sac``: the target entropy counts the continuous dimensions alone.
+Beyond the differences listed in ``serl_fast.agents.sac``: the target entropy counts the continuous dimensions alone
+(under ``compat`` the full action, as in the original).
 """
 
 from __future__ import annotations
@@ -15,9 +16,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from serl_fast.agents import sac
-from serl_fast.agents.sac import SACConfig
-from serl_fast.core import AdamConfig, Agent, Batch, Loss, Noise, Objective, Observations
+from serl_fast.agents import compat, sac
+from serl_fast.agents.parts import (
+    add_target,
+    build_networks,
+    encoder_of,
+    image_preparation,
+    noise_source,
+    target_updates,
+)
+from serl_fast.agents.sac_config import SACConfig
+from serl_fast.core import Agent, Batch, Loss, Noise, Objective, Observations
 from serl_fast.networks.critic import GraspCritic
 
 ARM_DIM = 6
@@ -29,6 +38,8 @@ def hybrid_sac(
     grippers: int = 1,
     image_keys: Sequence[str] = (),
     config: SACConfig | None = None,
+    *,
+    trunk: nn.Module | None = None,
 ) -> Agent:
     """Build a hybrid SAC agent for ``grippers`` arms, each with a learned gripper.
 
@@ -37,6 +48,7 @@ def hybrid_sac(
         grippers: number of arms, at least 1; the full action has 7 numbers for each.
         image_keys: cameras, in the order in which their features are concatenated.
         config: hyper-parameters.
+        trunk: an image trunk of your own in place of ``config.encoder``.
 
     Raises:
         ValueError: no gripper, or nothing to observe.
@@ -44,33 +56,38 @@ def hybrid_sac(
     if grippers < 1:
         raise ValueError(f"grippers is {grippers}; hybrid SAC needs at least 1 (use sac() for a fixed gripper)")
     config = config or SACConfig()
-    continuous_dim = ARM_DIM * grippers
-    networks = sac.build_networks(state_dim, continuous_dim, image_keys, config)
-    for name in ("grasp_critic", "target_grasp_critic"):
-        networks[name] = GraspCritic(
-            sac.encoder_of(networks).feature_size,
-            CHOICES**grippers,
-            config.hidden_widths,
-            layer_norm=config.layer_norm,
-            activation=config.activation,
-        )
-    sac.copy_to_target(networks, "grasp_critic")
+    if trunk is not None:
+        config = dataclasses.replace(config, encoder="custom")
+    continuous_dim, action_dim = ARM_DIM * grippers, (ARM_DIM + 1) * grippers
+    networks = build_networks(state_dim, continuous_dim, image_keys, config, trunk)
+    networks["grasp_critic"] = GraspCritic(
+        encoder_of(networks).feature_size,
+        CHOICES**grippers,
+        config.hidden_widths,
+        layer_norm=config.layer_norm,
+        activation=config.activation,
+    )
+    add_target(networks, "grasp_critic")
 
     def continuous(actions: Tensor) -> Tensor:
         return split_action(actions, grippers)[0]
 
+    actor_step: tuple[Objective, ...] = (sac.actor_objective(config, continuous_dim),)
+    if config.compat:
+        actor_step = (compat.actor_objective(), compat.temperature_objective(config, action_dim))
     return Agent(
         networks=networks,
         critic_step=(sac.critic_objective(config, continuous), grasp_critic_objective(grippers)),
-        actor_step=(sac.actor_objective(config, continuous_dim),),
-        targets=sac.target_updates(networks, config),
-        draw_noise=sac.noise_source(config, continuous_dim, networks),
-        prepare=sac.image_preparation(image_keys, config.crop_padding),
+        actor_step=actor_step,
+        targets=target_updates(networks, config),
+        draw_noise=noise_source(config, continuous_dim, networks),
+        prepare=image_preparation(image_keys, config),
         policy=hybrid_policy(grippers),
         policy_networks=("encoder", "actor", "grasp_critic"),
-        action_dim=(ARM_DIM + 1) * grippers,
+        action_dim=action_dim,
         policy_noise_dim=continuous_dim,
-        optimizer=AdamConfig(config.learning_rate),
+        optimizers=sac.optimizers(config),
+        optimize="objectives" if config.compat else "networks",
         settings={
             "algorithm": "hybrid_sac",
             "state_dim": state_dim,
@@ -104,23 +121,30 @@ def join_action(arms: Tensor, choice: Tensor, grippers: int) -> Tensor:
     return torch.cat([arms.unflatten(-1, (grippers, ARM_DIM)), command], dim=-1).flatten(-2)
 
 
-def grasp_critic_objective(grippers: int) -> Objective:
-    """Double DQN over the gripper's choices.
+@torch.no_grad()
+def grasp_targets(networks: nn.ModuleDict, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The grasp critic's regression target y and the greedy next choice g*, float and int64 [B].
 
-    g* = argmax_g Q_g(s'); y = r + grasp_penalty + discount * Q_target_g*(s'); loss = mean (Q_g(s) - y)^2.
+    g* = argmax_g Q_g(s'); y = r + grasp_penalty + discount * Q_target_g*(s').
+    """
+    following = batch["next_observations"]
+    next_q = networks["grasp_critic"](networks["encoder"](following))  # [B, G]
+    target_q = networks["target_grasp_critic"](networks["target_encoder"](following))
+    best = next_q.argmax(-1)
+    value = target_q.gather(-1, best.unsqueeze(-1)).squeeze(-1)  # [B]
+    return batch["rewards"] + batch["grasp_penalty"] + batch["discounts"] * value, best
+
+
+def grasp_critic_objective(grippers: int) -> Objective:
+    """Double DQN over the gripper's choices: mean (Q_g(s) - y)^2, g the stored choice, y of :func:`grasp_targets`.
+
     The penalty for moving a gripper that is already there enters only here.
 
     Source: van Hasselt et al. 2016; ``sac_hybrid_single.py`` of HIL-SERL.
     """
 
     def loss(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Loss:
-        with torch.no_grad():
-            next_observations = batch["next_observations"]
-            next_q = networks["grasp_critic"](networks["encoder"](next_observations))  # [B, G]
-            target_q = networks["target_grasp_critic"](networks["target_encoder"](next_observations))
-            best = next_q.argmax(-1, keepdim=True)
-            rewards = batch["rewards"] + batch["grasp_penalty"]
-            targets = rewards + batch["discounts"] * target_q.gather(-1, best).squeeze(-1)  # [B]
+        targets, _ = grasp_targets(networks, batch)
         q_all = networks["grasp_critic"](networks["encoder"](batch["observations"]))
         choice = split_action(batch["actions"], grippers)[1]
         q = q_all.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
@@ -129,7 +153,7 @@ def grasp_critic_objective(grippers: int) -> Objective:
             "loss": value.detach(),
             "predicted_qs": q.detach().mean(),
             "target_qs": targets.mean(),
-            "rewards": rewards.mean(),
+            "rewards": (batch["rewards"] + batch["grasp_penalty"]).mean(),
         }
         return Loss(value, metrics)
 

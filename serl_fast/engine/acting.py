@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from serl_fast.core import Agent
+from serl_fast.core import Agent, require_policy
 from serl_fast.engine.snapshot import PolicyPublisher, PolicySnapshot
 
 
@@ -25,7 +25,7 @@ class PolicyRunner:
         self.device = torch.empty(0, device=device).device
         networks = nn.ModuleDict({name: agent.networks[name] for name in agent.policy_networks})
         self._networks = copy.deepcopy(networks).to(self.device)
-        self._policy = agent.policy
+        self._policy = require_policy(agent)
         self._noise_dim = agent.policy_noise_dim
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.version = 0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serl_fast.core import Agent, Batch, Observations, leaves
+from serl_fast.core import Agent, Batch, Observations, leaves, require_policy
 from serl_fast.engine.config import EngineConfig
 from serl_fast.engine.step import AdamState, Step, build_step
 
@@ -49,8 +49,8 @@ class Engine:
         self.updates = 0
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.adam = {}
-        for name in agent.trained_networks:
-            parameters = [p for p in agent.networks[name].parameters() if p.requires_grad]
+        for name, trained in agent.optimized.items():
+            parameters = [p for network in trained for p in agent.networks[network].parameters() if p.requires_grad]
             if parameters:  # an encoder that only passes the state through has none
                 self.adam[name] = AdamState(parameters)
         self._steps: dict[bool, Step] = {}
@@ -73,7 +73,8 @@ class Engine:
             ValueError: a field's shape, dtype or device differs from the first batch's.
         """
         self._check(batch)
-        batch_size = batch["actions"].shape[0]
+        _, first = next(leaves(batch))
+        batch_size = first.shape[0]
         noise = self.agent.draw_noise(self.generator, batch_size, self.device)
         step = self._steps.get(with_actor)
         if step is None:
@@ -101,14 +102,19 @@ class Engine:
         return all(bool(torch.isfinite(t).all()) for t in (*self.agent.networks.parameters(), *moments))
 
     def act(self, observations: Observations, deterministic: bool = False) -> Tensor:
-        """Actions [B, A] for ``observations``: the mode, or a sample from the engine's generator."""
+        """Actions [B, A] for ``observations``: the mode, or a sample from the engine's generator.
+
+        Raises:
+            ValueError: the agent has no policy.
+        """
+        policy = require_policy(self.agent)
         noise = None
         if not deterministic:
             batch_size = next(iter(observations.values())).shape[0]
             size = (batch_size, self.agent.policy_noise_dim)
             noise = torch.randn(size, generator=self.generator, device=self.device)
         with torch.no_grad():
-            return self.agent.policy(self.agent.networks, observations, noise)
+            return policy(self.agent.networks, observations, noise)
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimizer state, generator state and update count: all that continuing needs."""

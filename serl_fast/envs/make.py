@@ -24,6 +24,7 @@ def make_env(
     *,
     operator: Operator | None = None,
     render_mode: str | None = None,
+    image_size: int | None = None,
 ) -> gymnasium.Env[Any, Any]:
     """Build ``env_id`` and adapt it.
 
@@ -34,14 +35,16 @@ def make_env(
             holds the gripper still.
         operator: wraps the bare environment with a human or scripted operator, who sets ``info["intervene_action"]``.
         render_mode: as in gymnasium, for environments that take it.
+        image_size: height and width of camera images, px, for environments that take it; None leaves it to them.
 
     Returns:
         An environment whose observations are a flat dict: ``state`` float32 [P] and each camera uint8 [H, W, C].
 
     Raises:
-        ValueError: unknown id, a missing camera, or an action space of another width.
+        ValueError: unknown id, a missing camera, an action space of another width, or an environment that takes no
+            image_size though one is given.
     """
-    env = _build(env_id, image_keys, render_mode)
+    env = _build(env_id, image_keys, render_mode, image_size)
     held = setup_mode is not None and _holds_gripper(env, env_id, setup_mode)
     arms = setup_mode.arms if setup_mode else 0
     if held:
@@ -75,7 +78,9 @@ def load_operator(name: str) -> Operator | None:
         raise ValueError(f"operator {name!r} can not be loaded ({error}); accepted: {accepted}") from error
 
 
-def _build(env_id: str, image_keys: Sequence[str], render_mode: str | None) -> gymnasium.Env[Any, Any]:
+def _build(
+    env_id: str, image_keys: Sequence[str], render_mode: str | None, image_size: int | None
+) -> gymnasium.Env[Any, Any]:
     kwargs: dict[str, Any] = {}
     module, _, name = env_id.rpartition(":")
     # Importing a package registers its environments; the namespace of "package/Id-v0" names one too.
@@ -88,6 +93,10 @@ def _build(env_id: str, image_keys: Sequence[str], render_mode: str | None) -> g
             kwargs["image_keys"] = tuple(image_keys)
         if render_mode and "render_mode" in accepted:
             kwargs["render_mode"] = render_mode
+        if image_size is not None:
+            if "image_size" not in accepted:
+                raise ValueError(f"{env_id} takes no image_size; leave it out, or resize in a wrapper")
+            kwargs["image_size"] = image_size
         return gymnasium.make(name, disable_env_checker=True, **kwargs)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise ValueError(f"environment {env_id!r} can not be built: {error}") from error

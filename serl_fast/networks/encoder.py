@@ -1,14 +1,18 @@
-"""Observations -> one feature vector: a head per camera on the shared trunk and a proprioception branch."""
+"""Observations -> one feature vector: trunk and head for every camera, and a proprioception branch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from serl_fast.networks.camera_head import CameraHead as CameraHead
+from serl_fast.networks.camera_head import SpatialLearnedEmbeddings as SpatialLearnedEmbeddings
 from serl_fast.networks.mlp import LAYER_NORM_EPSILON, linear
-from serl_fast.networks.resnet10 import truncated_normal_
+from serl_fast.networks.trunks import feature_shape_of, is_frozen, make_trunk
 
 DROPOUT_RATE = 0.1
 
@@ -71,69 +75,6 @@ class StateNormalizer(nn.Module):
         return (state - self.mean) / self.std
 
 
-class SpatialLearnedEmbeddings(nn.Module):
-    """Learned weighted sums of a feature map over its positions, F for each channel.
-
-    out[b, c * F + f] = sum_hw x[b, h, w, c] * kernel[h, w, c, f]
-
-    Args:
-        feature_shape: (h, w, C) of the feature map.
-        embeddings: F.
-
-    Source: ``serl_launcher/vision/resnet_v1.py``; LeCun-normal weights with fan-in h * w * C.
-    """
-
-    def __init__(self, feature_shape: tuple[int, int, int], embeddings: int = 8) -> None:
-        super().__init__()
-        height, width, channels = feature_shape
-        self.kernel = nn.Parameter(torch.empty(height, width, channels, embeddings))
-        truncated_normal_(self.kernel, fan_in=height * width * channels)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map [B, h, w, C] to [B, C * F], channel-major."""
-        # Each channel is a product of [B, h*w] with [h*w, F]: one batched product over the channels.
-        x = features.flatten(1, 2).permute(2, 0, 1)  # [C, B, h*w]
-        kernel = self.kernel.flatten(0, 1).permute(1, 0, 2)  # [C, h*w, F]
-        return torch.bmm(x, kernel.to(x.dtype)).transpose(0, 1).flatten(1)
-
-
-class CameraHead(nn.Module):
-    """tanh(LayerNorm(Dense(dropout(SpatialLearnedEmbeddings(features))))), the trained part for one camera.
-
-    Args:
-        feature_shape: (h, w, C) of the trunk's feature map.
-        embeddings: embeddings F per channel.
-        bottleneck: output width.
-
-    Source: ``PreTrainedResNetEncoder`` in ``serl_launcher/vision/resnet_v1.py``.
-    """
-
-    def __init__(self, feature_shape: tuple[int, int, int], embeddings: int = 8, bottleneck: int = 256) -> None:
-        super().__init__()
-        self.embeddings = SpatialLearnedEmbeddings(feature_shape, embeddings)
-        self.width = feature_shape[2] * embeddings
-        self.dense = nn.Linear(self.width, bottleneck)
-        truncated_normal_(self.dense.weight, fan_in=self.width)
-        nn.init.zeros_(self.dense.bias)
-        self.norm = nn.LayerNorm(bottleneck, eps=LAYER_NORM_EPSILON)
-
-    def forward(self, features: Tensor, dropout: Tensor | None = None) -> Tensor:
-        """Encode feature maps.
-
-        Args:
-            features: float [B, h, w, C].
-            dropout: multiplicative mask on the embeddings [B, C * F], already scaled (:func:`dropout_mask`);
-                absent for none.
-
-        Returns:
-            float [B, bottleneck], in (-1, 1).
-        """
-        x = self.embeddings(features)
-        if dropout is not None:
-            x = x * dropout
-        return torch.tanh(self.norm(self.dense(x)))
-
-
 class ProprioceptionBranch(nn.Module):
     """tanh(LayerNorm(Dense(state))), Xavier-uniform weights.
 
@@ -157,19 +98,28 @@ class ProprioceptionBranch(nn.Module):
 class Encoder(nn.Module):
     """[camera 0 | camera 1 | ... | proprioception], cameras in the order of ``image_keys``.
 
-    The trunk is shared by all cameras and is not trained. Trunk features can be computed once per batch with
-    :meth:`encode_trunk` and handed in place of the images; an encoder that only ever sees features (a target
-    network, say) needs no trunk at all. With T stacked frames every frame passes trunk and head by itself.
+    A frozen trunk is shared by all cameras. Its features can be computed once per batch with :meth:`encode_trunk` and
+    handed in place of the images; an encoder that only ever sees features (a target network, say) needs no trunk at
+    all. Trained trunks, one for each camera, run in every forward pass. With T stacked frames every frame passes trunk
+    and head by itself.
 
     Args:
         image_keys: cameras; may be empty.
         proprioception_size: width P of the (flattened) state; 0 for none.
         latent: width of the proprioception branch; None passes the normalised state on as it is.
-        bottleneck: width of each camera's head.
+        bottleneck: width of each camera's head; None for no dense layer after the pooling.
         embeddings: spatial embeddings per channel.
-        trunk: maps uint8 [..., H, W, 3] to ``feature_shape``; None where only features come.
-        feature_shape: (h, w, C) of the trunk's feature map.
+        pooling: see :class:`CameraHead`.
+        trunk: maps uint8 [..., H, W, 3] to ``feature_shape``, shared by all cameras, or a sequence with one for each;
+            None where only features come.
+        feature_shape: (h, w, C) of the trunk's feature map; absent, what the trunk says or is found to return.
+        image_size: (height, width) of the image that finds it, pixels.
         frames: stacked frames T per camera.
+        head_layer_norm: whether a camera's head has a LayerNorm.
+        head_activation: activation of a camera's head.
+
+    Attributes:
+        frozen_trunk: no parameter of the trunk took a gradient when the encoder was built.
 
     Source: ``EncodingWrapper`` in ``serl_launcher/common/encoding.py``.
     """
@@ -180,11 +130,15 @@ class Encoder(nn.Module):
         proprioception_size: int = 0,
         *,
         latent: int | None = 64,
-        bottleneck: int = 256,
+        bottleneck: int | None = 256,
         embeddings: int = 8,
-        trunk: nn.Module | None = None,
-        feature_shape: tuple[int, int, int] = (4, 4, 512),
+        pooling: str = "spatial_embeddings",
+        trunk: nn.Module | Sequence[nn.Module] | None = None,
+        feature_shape: tuple[int, int, int] | None = None,
+        image_size: tuple[int, int] = (128, 128),
         frames: int = 1,
+        head_layer_norm: bool = True,
+        head_activation: str = "tanh",
     ) -> None:
         super().__init__()
         if not image_keys and not proprioception_size:
@@ -193,45 +147,91 @@ class Encoder(nn.Module):
             raise ValueError(f"image_keys {tuple(image_keys)} name a camera twice")
         self.image_keys = tuple(image_keys)
         self.proprioception_size, self.frames = proprioception_size, frames
-        self.bottleneck, self.feature_shape = bottleneck, tuple(feature_shape)
-        self.embedding_width = feature_shape[2] * embeddings
-        self.trunk = trunk
-        # A list, because a camera's name ("left/wrist") need not be a valid module name.
-        self.heads = nn.ModuleList(CameraHead(feature_shape, embeddings, bottleneck) for _ in self.image_keys)
+        self._set_trunks(trunk)
+        if feature_shape is None:  # what the trunk says; without one ResNet-10's, for 128 x 128 images
+            first = self._trunk(0) if self.image_keys else None
+            feature_shape = (4, 4, 512) if first is None else feature_shape_of(first, image_size)
+        self.feature_shape = tuple(feature_shape)
+
+        def head() -> CameraHead:
+            return CameraHead(
+                feature_shape,
+                embeddings,
+                bottleneck,
+                pooling=pooling,
+                layer_norm=head_layer_norm,
+                activation=head_activation,
+            )
+
+        # Lists, because a camera's name ("left/wrist") need not be a valid module name.
+        self.heads = nn.ModuleList(head() for _ in self.image_keys)
         self.normalizer = StateNormalizer(proprioception_size) if proprioception_size else None
         branched = proprioception_size > 0 and latent is not None
         self.proprioception = ProprioceptionBranch(proprioception_size, latent or 0) if branched else nn.Identity()
         self.proprioception_width = (latent or 0) if branched else proprioception_size
 
+    def _set_trunks(self, trunk: nn.Module | Sequence[nn.Module] | None) -> None:
+        each = () if trunk is None or isinstance(trunk, nn.Module) else tuple(trunk)
+        if each and len(each) != len(self.image_keys):
+            raise ValueError(f"there are {len(each)} trunks for {len(self.image_keys)} cameras")
+        self.trunk = trunk if isinstance(trunk, nn.Module) else None
+        self.trunks = nn.ModuleList(each)
+        # Kept as it was at first: a target copy takes no gradient, yet its averaged trunk must run on the images.
+        self.frozen_trunk = is_frozen(self.trunks) and (self.trunk is None or is_frozen(self.trunk))
+        self.train(self.training)
+
     @property
     def feature_size(self) -> int:
         """Width D of the output."""
-        return len(self.image_keys) * self.frames * self.bottleneck + self.proprioception_width
+        return sum(head.outputs for head in self._heads()) * self.frames + self.proprioception_width
 
     @property
     def dropout_shape(self) -> tuple[int, int]:
-        """Shape of one sample's dropout mask: (K * T, C * F)."""
-        return len(self.image_keys) * self.frames, self.embedding_width
+        """Shape of one sample's dropout mask: (K * T, width of the pooled features)."""
+        return len(self.image_keys) * self.frames, max((head.width for head in self._heads()), default=0)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """As ever, but a frozen trunk stays in evaluation mode: its batch norms are frozen too."""
+        super().train(mode)
+        if self.frozen_trunk:
+            for trunk in (self.trunk, *self.trunks):
+                if trunk is not None:
+                    trunk.eval()
+        return self
+
+    def target_copy(self) -> Encoder:
+        """An encoder with the same weights that takes no gradient; without the trunk where that is frozen.
+
+        A copy of a trained trunk is its own, so that the target can be averaged.
+        """
+        # What the memo maps to None is left out of the copy.
+        memo: dict[int, Any] = {id(self.trunk): None} if self.frozen_trunk else {}
+        target = copy.deepcopy(self, memo)
+        if self.frozen_trunk:
+            target.trunks = nn.ModuleList()
+        return target.requires_grad_(False)
 
     def encode_trunk(self, observations: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Replace every camera's images by trunk features, [B, (T,) H, W, 3] -> [B, (T,) h, w, C].
+        """Replace every camera's images by the features of a frozen trunk, [B, (T,) H, W, 3] -> [B, (T,) h, w, C].
 
-        All cameras pass the trunk as one batch where their images have the same shape. Features and other
-        entries stay as they are.
+        Features and other entries stay as they are; with trained trunks everything does.
 
         Raises:
-            ValueError: there are images but this encoder was built without a trunk.
+            ValueError: there are images but this encoder was built without a trunk, or their shape does not suit it.
         """
-        keys = [key for key in self.image_keys if self._image_part(observations, key).dtype == torch.uint8]
-        if not keys:
+        return self._encode_trunk(observations) if self.frozen_trunk else observations
+
+    def _encode_trunk(self, observations: dict[str, Tensor]) -> dict[str, Tensor]:
+        cameras = [k for k, key in enumerate(self.image_keys) if self._entry(observations, key).dtype == torch.uint8]
+        if not cameras:
             return observations
-        if self.trunk is None:
-            raise ValueError(f"observation {keys[0]!r} holds images, but this encoder has no trunk: give features")
+        keys = [self.image_keys[k] for k in cameras]
         images = [observations[key] for key in keys]
-        if all(image.shape == images[0].shape for image in images):
-            features = self.trunk(torch.stack(images)).unbind(0)
+        trunks = [self._trunk_for(k, image) for k, image in zip(cameras, images, strict=True)]
+        if self.trunk is not None and all(image.shape == images[0].shape for image in images):
+            features = self.trunk(torch.stack(images)).unbind(0)  # all cameras as one batch
         else:
-            features = tuple(self.trunk(image) for image in images)
+            features = tuple(trunk(image) for trunk, image in zip(trunks, images, strict=True))
         return {**observations, **dict(zip(keys, features, strict=True))}
 
     def forward(
@@ -242,11 +242,11 @@ class Encoder(nn.Module):
         Args:
             observations: ``state`` float [B, P] or [B, T, p] with T * p = P, and for each camera uint8 images
                 [B, (T,) H, W, 3] or trunk features float [B, (T,) h, w, C].
-            dropout: multiplicative mask on the spatial embeddings, float [B, K * T, C * F], already scaled
+            dropout: multiplicative mask on the pooled features, float [B, *dropout_shape], already scaled
                 (see :func:`dropout_mask`); cameras in the order of ``image_keys``, then frames. Absent for
                 none.
-            detach_images: no gradient passes into the camera heads (HIL-SERL's actor loss trains only the
-                proprioception branch of the shared encoder).
+            detach_images: no gradient passes into trained trunks and camera heads (HIL-SERL's actor loss trains only
+                the proprioception branch of the shared encoder).
 
         Returns:
             float [B, D].
@@ -254,23 +254,43 @@ class Encoder(nn.Module):
         Raises:
             ValueError: an entry is missing or has another shape, or images come without a trunk.
         """
-        observations = self.encode_trunk(observations)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_images):
+            parts = self._encode_cameras(self._encode_trunk(observations), dropout)
+        if self.normalizer is not None:
+            parts.append(self.proprioception(self.normalizer(self._state(observations))))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _encode_cameras(self, observations: dict[str, Tensor], dropout: Tensor | None) -> list[Tensor]:
         parts: list[Tensor] = []
         for k, (key, head) in enumerate(zip(self.image_keys, self.heads, strict=True)):
             features = self._frames(key, observations[key])  # [B, T, h, w, C]
             mask = None
             if dropout is not None:
-                mask = dropout[:, k * self.frames : (k + 1) * self.frames].flatten(0, 1)  # [B * T, C * F]
-            encoded = head(features.flatten(0, 1), mask).unflatten(0, features.shape[:2]).flatten(1)
-            parts.append(encoded.detach() if detach_images else encoded)
-        if self.normalizer is not None:
-            parts.append(self.proprioception(self.normalizer(self._state(observations))))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+                mask = dropout[:, k * self.frames : (k + 1) * self.frames].flatten(0, 1)  # [B * T, width]
+            parts.append(head(features.flatten(0, 1), mask).unflatten(0, features.shape[:2]).flatten(1))
+        return parts
 
-    def _image_part(self, observations: dict[str, Tensor], key: str) -> Tensor:
+    def _heads(self) -> Iterator[CameraHead]:
+        for head in self.heads:
+            assert isinstance(head, CameraHead)
+            yield head
+
+    def _trunk(self, camera: int) -> nn.Module | None:
+        return self.trunks[camera] if len(self.trunks) else self.trunk
+
+    def _entry(self, observations: dict[str, Tensor], key: str) -> Tensor:
         if key not in observations:
             raise ValueError(f"observation {key!r} is missing; the observations hold {sorted(observations)}")
         return observations[key]
+
+    def _trunk_for(self, camera: int, images: Tensor) -> nn.Module:
+        key, trunk = self.image_keys[camera], self._trunk(camera)
+        if trunk is None:
+            raise ValueError(f"observation {key!r} holds images, but this encoder has no trunk: give features")
+        accepted = getattr(trunk, "image_shape", None)
+        if accepted is not None and tuple(images.shape[-3:]) != accepted:
+            raise ValueError(f"images of {key!r} have shape {tuple(images.shape)}; the trunk takes [B, {accepted}]")
+        return trunk
 
     def _frames(self, key: str, features: Tensor) -> Tensor:
         if features.dim() == 4:
@@ -281,7 +301,97 @@ class Encoder(nn.Module):
         return features
 
     def _state(self, observations: dict[str, Tensor]) -> Tensor:
-        state = self._image_part(observations, "state").flatten(1)
+        state = self._entry(observations, "state").flatten(1)
         if state.shape[1] != self.proprioception_size:
             raise ValueError(f"state has {state.shape[1]} values; the encoder takes {self.proprioception_size}")
         return state
+
+
+class _Kind(NamedTuple):
+    """The head that goes with a trunk."""
+
+    pooling: str = "spatial_embeddings"
+    layer_norm: bool = True
+    activation: str = "tanh"
+
+
+_KINDS = {
+    "resnet-pretrained": _Kind(),
+    "resnet": _Kind(),
+    "small": _Kind("average"),
+    "impala_small": _Kind("none", layer_norm=False, activation="gelu"),
+    "resnet18": _Kind(),
+    "mobilenet": _Kind(),
+    "custom": _Kind(),
+}
+
+
+def make_encoder(
+    image_keys: Sequence[str],
+    state_dim: int,
+    *,
+    encoder: str = "resnet-pretrained",
+    trunk: nn.Module | None = None,
+    image_size: tuple[int, int] = (128, 128),
+    latent: int | None = 64,
+    bottleneck: int | None = 256,
+    embeddings: int = 8,
+    pooling: str | None = None,
+    frames: int = 1,
+) -> Encoder:
+    """Build an encoder by the name of its trunk, or around a trunk of your own.
+
+    | ``encoder`` | trunk | head of each camera |
+    |---|---|---|
+    | "resnet-pretrained" | ResNet-10, frozen, one for all cameras | spatial embeddings, Dense, LayerNorm, tanh |
+    | "resnet" | ResNet-10, trained, one for each camera | the same |
+    | "small" | SmallCNN, trained, one for each camera | average, Dense, LayerNorm, tanh |
+    | "impala_small" | ImpalaSmall, trained, one for each camera | flatten, Dense, gelu |
+    | "resnet18", "mobilenet" | torchvision's, frozen, one for all cameras | as "resnet-pretrained" |
+    | "custom" | ``trunk`` | as "resnet-pretrained" |
+
+    Args:
+        image_keys: cameras; may be empty, then there is no trunk.
+        state_dim: width P of the state; 0 for none.
+        encoder: see the table.
+        trunk: a module in place of the named trunk, which then only names the head; :mod:`serl_fast.networks.trunks`
+            says what it must do. Shared by all cameras when it is frozen, else copied for each.
+        image_size: (height, width) of the images, pixels.
+        latent: see :class:`Encoder`.
+        bottleneck: see :class:`Encoder`; FQL's "impala_small" has 512.
+        embeddings: see :class:`Encoder`.
+        pooling: see :class:`serl_fast.networks.camera_head.CameraHead`; None for that of the table.
+        frames: stacked frames T per camera.
+
+    Raises:
+        ValueError: the encoder or pooling is not known, or an argument does not suit :class:`Encoder`.
+        MissingExtraError: the trunk needs torchvision, which is not installed.
+    """
+    if encoder not in _KINDS:
+        raise ValueError(f"encoder {encoder!r} is not known; choose one of {', '.join(_KINDS)}")
+    kind = _KINDS[encoder]
+    return Encoder(
+        image_keys,
+        state_dim,
+        latent=latent,
+        bottleneck=bottleneck,
+        embeddings=embeddings,
+        pooling=pooling or kind.pooling,
+        trunk=_make_trunks(len(image_keys), encoder, trunk, image_size) if image_keys else None,
+        image_size=image_size,
+        frames=frames,
+        head_layer_norm=kind.layer_norm,
+        head_activation=kind.activation,
+    )
+
+
+def _make_trunks(
+    cameras: int, encoder: str, trunk: nn.Module | None, image_size: tuple[int, int]
+) -> nn.Module | list[nn.Module]:
+    """One frozen trunk for all cameras, or a trained one for each."""
+    if trunk is not None:
+        return trunk if is_frozen(trunk) else [copy.deepcopy(trunk) for _ in range(cameras)]
+    if encoder == "custom":
+        raise ValueError("encoder 'custom' stands for a trunk of your own; give it as trunk")
+    first = make_trunk(encoder, image_size)
+    return first if is_frozen(first) else [first, *(make_trunk(encoder, image_size) for _ in range(cameras - 1))]

@@ -11,15 +11,37 @@ from torch.nn import functional as F
 
 LAYER_NORM_EPSILON = 1e-6  # flax's default, which the recorded numbers need; torch's own is 1e-5
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu}
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")  # flax's default; torch's own is the exact form
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "gelu": _gelu,
+    "elu": F.elu,
+    "leaky_relu": F.leaky_relu,
+}
+ACTIVATIONS = tuple(_ACTIVATIONS)
 
 
 def activation(name: str, x: Tensor) -> Tensor:
-    """Apply the activation called ``name`` ("tanh" or "relu")."""
-    try:
-        return _ACTIVATIONS[name](x)
-    except KeyError:
-        raise ValueError(f"activation {name!r} is not known; choose one of {sorted(_ACTIVATIONS)}") from None
+    """Apply the activation called ``name``: tanh, relu, silu (= swish), gelu (tanh form), elu, leaky_relu (0.01)."""
+    return _ACTIVATIONS[name](x)
+
+
+def known_activation(name: str) -> str:
+    """``name``, if it is an activation's.
+
+    Raises:
+        ValueError: it is not; the message lists those that there are.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is not known; choose one of {', '.join(ACTIVATIONS)}")
+    return name
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -31,14 +53,14 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class MLP(nn.Module):
-    """Dense -> LayerNorm -> activation, for each width.
+    """Dense -> (dropout) -> LayerNorm -> activation, for each width.
 
     Args:
         inputs: width of the input.
         widths: width of each layer.
         activate_final: whether the last layer has its norm and activation too; HIL-SERL's grasp critic has not.
         layer_norm: LayerNorm (epsilon 1e-6) before each activation.
-        activation: "tanh" (HIL-SERL) or "relu" (RLPD).
+        activation: a name of :func:`activation`; "tanh" in HIL-SERL, "relu" in RLPD.
 
     Source: ``serl_launcher/networks/mlp.py`` of HIL-SERL.
     """
@@ -55,18 +77,30 @@ class MLP(nn.Module):
         super().__init__()
         sizes = [inputs, *widths]
         activated = len(widths) if activate_final else len(widths) - 1
-        self.activation = activation
+        self.activation = known_activation(activation)
         self.layers = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(
             nn.LayerNorm(width, eps=LAYER_NORM_EPSILON) if layer_norm else nn.Identity()
             for width in sizes[1 : activated + 1]
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [..., inputs] to [..., widths[-1]]."""
+    def forward(self, x: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
+        """Map [..., inputs] to [..., widths[-1]].
+
+        Args:
+            x: float [..., inputs].
+            dropout: a multiplicative mask [..., width], already scaled, for each layer that has an activation; it
+                acts between Dense and LayerNorm. Absent for none.
+
+        Raises:
+            ValueError: another number of masks than of layers with an activation.
+        """
+        if dropout is not None and len(dropout) != len(self.norms):
+            raise ValueError(f"there are {len(dropout)} dropout masks; the network takes {len(self.norms)}")
         for index, layer in enumerate(self.layers):
             x = layer(x)
             if index < len(self.norms):
+                x = x if dropout is None else x * dropout[index]
                 x = activation(self.activation, self.norms[index](x))
         return x
 

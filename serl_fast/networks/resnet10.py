@@ -1,4 +1,4 @@
-"""The frozen ResNet-10 image trunk of SERL and HIL-SERL, and the reader of its pretrained parameters."""
+"""The ResNet-10 image trunk of SERL and HIL-SERL, and the reader of its pretrained parameters."""
 
 from __future__ import annotations
 
@@ -53,6 +53,14 @@ def same_padding(height: int, width: int, kernel: int, stride: int) -> tuple[int
         return total // 2, total - total // 2
 
     return (*pair(width), *pair(height))
+
+
+def resize_images(images: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Bilinear, antialiased when shrinking, not rounded: uint8 [N, H, W, 3] -> float32 [N, 3, *image_size]."""
+    x = images.permute(0, 3, 1, 2).float()
+    if x.shape[-2:] == image_size:
+        return x
+    return F.interpolate(x, image_size, mode="bilinear", align_corners=False, antialias=True)
 
 
 class SameConv2d(nn.Conv2d):
@@ -158,11 +166,8 @@ class ResNet10(nn.Module):
         return x.permute(0, 2, 3, 1).reshape(*images.shape[:-3], *self.feature_shape)
 
     def resize(self, images: Tensor) -> Tensor:
-        """Bilinear, antialiased when shrinking, not rounded: uint8 [N, H, W, 3] -> float32 [N, 3, h, w]."""
-        x = images.permute(0, 3, 1, 2).float()
-        if x.shape[-2:] == self.image_size:
-            return x
-        return F.interpolate(x, self.image_size, mode="bilinear", align_corners=False, antialias=True)
+        """See :func:`resize_images`."""
+        return resize_images(images, self.image_size)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Resize, then normalise with ImageNet's mean and std: uint8 [N, H, W, 3] -> float32 [N, 3, h, w]."""

@@ -9,7 +9,7 @@ from torch import nn
 from serl_fast.agents.build import build_agent, from_settings
 from serl_fast.agents.hybrid_sac import grasp_critic_objective, hybrid_sac, join_action, split_action
 from serl_fast.agents.sac import SACConfig, actor_objective, critic_objective, every_action, sac
-from serl_fast.networks.policy import TanhGaussian
+from serl_fast.networks.policy import ActionDistribution
 
 
 class Call(nn.Module):
@@ -25,7 +25,7 @@ def toy_networks():
     return {
         "encoder": Call(lambda observations, dropout=None: observations["state"]),
         "target_encoder": Call(lambda observations: observations["state"]),
-        "actor": Call(lambda features: TanhGaussian(torch.zeros_like(features), torch.ones_like(features))),
+        "actor": Call(lambda features: ActionDistribution(torch.zeros_like(features), torch.ones_like(features))),
         # Members 0 and 1 differ: Q = s + a and 2 s.
         "critic": Call(lambda f, a, members=None: torch.stack([(f + a).squeeze(-1), (2 * f).squeeze(-1)])),
         "target_critic": Call(

@@ -1,6 +1,8 @@
 """The step's parts against torch's own optimizer and plain arithmetic."""
 
 import copy
+import dataclasses
+import math
 
 import pytest
 import torch
@@ -8,7 +10,13 @@ from torch import nn
 
 from serl_fast.core import AdamConfig, Agent, Loss, Objective, TargetUpdate
 from serl_fast.engine import Engine, EngineConfig, NonFiniteLossError, check_finite
-from serl_fast.engine.step import AdamState, adam_step
+from serl_fast.engine.step import AdamState, adam_move
+
+
+def take_step(state, gradients, config):
+    moves, rate = adam_move(state, gradients, config)
+    torch._foreach_add_(state.parameters, moves)
+    return rate
 
 
 def test_adam_equals_torch_adam():
@@ -24,9 +32,71 @@ def test_adam_equals_torch_adam():
             parameter.grad = gradient.clone()
         optimizer.step()
         with torch.no_grad():
-            adam_step(state, gradients, config)
+            take_step(state, gradients, config)
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=5e-7)  # float32 rounding, 20 steps
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AdamConfig(1e-2, weight_decay=0.1),
+        AdamConfig(1e-2, warmup_steps=4),
+        AdamConfig(1e-2, warmup_steps=3, cosine_decay_steps=15),
+        AdamConfig(1e-2, clip_gradient_norm=0.5),
+        AdamConfig(1e-2, warmup_steps=2, cosine_decay_steps=12, weight_decay=0.3, clip_gradient_norm=2.0),
+    ],
+)
+def test_schedule_decay_and_clipping_equal_torch(config):
+    torch.manual_seed(0)
+    mine = [nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(5))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in mine]
+    optimizer = torch.optim.AdamW(theirs, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return step / config.warmup_steps
+        if config.cosine_decay_steps is None:
+            return 1.0
+        span = config.cosine_decay_steps - config.warmup_steps
+        return 0.5 * (1 + math.cos(math.pi * min((step - config.warmup_steps) / span, 1)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    state = AdamState(mine)
+    for step in range(20):
+        gradients = [torch.randn_like(p) if step != 5 else torch.zeros_like(p) for p in mine]
+        for parameter, gradient in zip(theirs, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        if config.clip_gradient_norm is not None:
+            torch.nn.utils.clip_grad_norm_(theirs, config.clip_gradient_norm)
+        optimizer.step()
+        scheduler.step()
+        with torch.no_grad():
+            rate = take_step(state, gradients, config)
+        assert rate.item() == pytest.approx(config.learning_rate * factor(step), rel=1e-6, abs=1e-9)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be positive"),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"warmup_steps": 5, "cosine_decay_steps": 5}, "cosine_decay_steps is 5.*must exceed warmup_steps, 5"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"clip_gradient_norm": 0.0}, "clip_gradient_norm is 0.0"),
+    ],
+)
+def test_wrong_optimizer_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        AdamConfig(**settings)
+
+
+def test_what_has_no_policy_can_not_act():
+    engine = Engine(dataclasses.replace(quadratic_agent(), policy=None))
+    with pytest.raises(ValueError, match="has no policy"):
+        engine.act({"state": torch.zeros(1, 1)})
 
 
 def quadratic_agent() -> Agent:
@@ -61,7 +131,7 @@ def quadratic_agent() -> Agent:
         policy_networks=("actor",),
         action_dim=1,
         policy_noise_dim=1,
-        optimizer=AdamConfig(0.1),
+        optimizers=dict.fromkeys(("shared", "actor"), AdamConfig(0.1)),
     )
 
 

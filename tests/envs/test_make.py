@@ -109,6 +109,10 @@ def test_arguments_reach_the_constructor():
     observation, _ = env.reset(seed=0)
     assert observation["front"].shape == (16, 16, 3)
     assert env.render().shape == (32, 32, 3)
+    observation, _ = make_env("toy/Arm-v0", ("front",), image_size=24).reset(seed=0)
+    assert observation["front"].shape == (24, 24, 3)
+    with pytest.raises(ValueError, match="Pendulum-v1 takes no image_size"):
+        make_env("Pendulum-v1", image_size=24)
 
 
 def test_operators_by_name():

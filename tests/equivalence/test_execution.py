@@ -58,16 +58,37 @@ def test_compiled_equals_eager(width, grippers):
     assert compiled_metrics == pytest.approx(eager_metrics, rel=1e-3, abs=1e-4)
 
 
-def test_compiled_redq_equals_eager():
-    config = SACConfig(
-        hidden_widths=(32, 32),
-        critic_ensemble_size=5,
-        critic_subsample_size=2,
-        backup_entropy=True,
-        activation="relu",
-    )
-    eager, _ = train(6, 0, "eager", config=config)
-    compiled, _ = train(6, 0, "compiled", config=config)
+SMALL = {"hidden_widths": (32, 32)}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(SACConfig.redq(**SMALL, critic_ensemble_size=5), id="redq"),
+        pytest.param(SACConfig.rlpd(**SMALL, critic_ensemble_size=5), id="rlpd"),
+        pytest.param(SACConfig.serl(**SMALL, critic_ensemble_size=5, warmup_steps=10), id="serl"),
+        pytest.param(
+            SACConfig(
+                **SMALL,
+                std_parameterization="uniform",
+                cosine_decay_steps=80,
+                weight_decay=1e-3,
+                clip_gradient_norm=1.0,
+                reward_bias=-0.1,
+            ),
+            id="optimizer",
+        ),
+        pytest.param(SACConfig(**SMALL, proprioception_dim=16, compat="hil_serl"), id="compat"),
+        pytest.param(
+            SACConfig(**SMALL, compat="hil_serl", critic_ensemble_size=5, critic_subsample_size=2, backup_entropy=True),
+            id="compat_redq",
+        ),
+    ],
+)
+def test_every_configuration_compiles_to_the_same(config):
+    width, grippers = (7, 1) if config.compat else (6, 0)
+    eager, _ = train(width, grippers, "eager", config=config)
+    compiled, _ = train(width, grippers, "compiled", config=config)
     assert largest_difference(compiled, eager) < EXECUTION_TOLERANCE
 
 

@@ -35,29 +35,37 @@ def batches(count, size=4, side=32):
         }
 
 
-def build():
+def build(config):
     torch.manual_seed(0)
-    return build_agent(5, 7, 1, CAMERAS, SACConfig(hidden_widths=(32, 32)))
+    return build_agent(5, 7, 1, CAMERAS, config)
 
 
-def train(execution):
-    agent, metrics = build(), {}
+def train(execution, config):
+    agent, metrics = build(config), {}
     engine = Engine(agent, EngineConfig(execution), seed=5)
     for index, batch in enumerate(batches(10)):
         metrics.update(engine.update(batch, with_actor=index % 2 == 1))
     return agent.networks, {name: value.item() for name, value in metrics.items()}
 
 
-def test_compiled_equals_eager_as_one_graph_per_variant():
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(SACConfig(hidden_widths=(32, 32)), id="frozen_resnet"),
+        pytest.param(SACConfig(hidden_widths=(32, 32), compat="hil_serl"), id="compat"),
+        pytest.param(SACConfig.drq(hidden_widths=(32, 32), critic_ensemble_size=3, image_size=(32, 32)), id="drq"),
+    ],
+)
+def test_compiled_equals_eager_as_one_graph_per_variant(config):
     """One test, since compiling is what takes its time."""
-    eager, eager_metrics = train("eager")
+    eager, eager_metrics = train("eager", config)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled, compiled_metrics = train("compiled")
+    compiled, compiled_metrics = train("compiled", config)
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] == 2  # the critic-only step and the full step
     assert not counters["graph_break"]
     assert compiled_metrics == pytest.approx(eager_metrics, rel=1e-3, abs=1e-4)
-    tensors = (network.parameters() for network in (compiled, eager, build().networks))
+    tensors = (network.parameters() for network in (compiled, eager, build(config).networks))
     for (name, _), a, b, start in zip(eager.named_parameters(), *tensors, strict=True):
         assert (a - b).norm() <= PIXEL_TOLERANCE * (b - start).norm(), name

@@ -1,6 +1,6 @@
 """Bring the tool to a random point: the smallest task, for tests and for the 6-dimensional action."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,8 +30,28 @@ class Reach(FrankaTask):
     HAS_GRIPPER_ACTION = False
     START_GRIPPER = 0.0
 
-    def __init__(self, **keywords: Any) -> None:
-        """Build the task; the arguments are those of `FrankaTask`."""
+    def __init__(
+        self,
+        *,
+        target_low: Sequence[float] = (-TARGET_RANGE,) * 3,
+        target_high: Sequence[float] = (TARGET_RANGE,) * 3,
+        **keywords: Any,
+    ) -> None:
+        """Build the task.
+
+        Args:
+            target_low: m, smallest offset of the target from START_POSITION, for each axis.
+            target_high: m, largest.
+            keywords: the arguments of `FrankaTask`.
+
+        Raises:
+            ValueError: the range is no box of three axes, or is empty.
+        """
+        self._low, self._high = np.asarray(target_low, float), np.asarray(target_high, float)
+        if self._low.shape != (3,) or self._high.shape != (3,) or not np.all(self._low <= self._high):
+            raise ValueError(
+                f"target_low {target_low} and target_high {target_high}: give three lows below three highs"
+            )
         super().__init__(**keywords)
         self._goal = self.robot.model.body("goal").mocapid[0]
 
@@ -40,7 +60,7 @@ class Reach(FrankaTask):
         return -float(np.linalg.norm(self._target_from_tcp()))
 
     def _reset_task(self) -> None:
-        offset = self.np_random.uniform(-TARGET_RANGE, TARGET_RANGE, 3)
+        offset = self.np_random.uniform(self._low, self._high)
         self.robot.data.mocap_pos[self._goal] = START_POSITION + offset
 
     def _privileged(self) -> list[ArrayLike]:

@@ -1,0 +1,169 @@
+"""What agents are built from: networks with their targets, noise, image preparation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from serl_fast.agents.sac_config import SACConfig
+from serl_fast.core import Batch, Noise, TargetUpdate
+from serl_fast.kernels.random_crop import random_crop
+from serl_fast.networks.critic import CriticEnsemble
+from serl_fast.networks.encoder import Encoder, dropout_mask, make_encoder
+from serl_fast.networks.policy import Policy, Temperature
+
+
+def build_networks(
+    state_dim: int,
+    continuous_dim: int,
+    image_keys: Sequence[str],
+    config: SACConfig,
+    trunk: nn.Module | None = None,
+) -> nn.ModuleDict:
+    """The encoder, policy, critics and temperature, with the target copies of encoder and critics.
+
+    Under ``compat`` the policy and the temperature have target copies too: nothing reads them, but the original
+    averages and stores its whole tree.
+    """
+    if continuous_dim < 1:
+        raise ValueError(f"the continuous action has {continuous_dim} dimensions; at least 1 is needed")
+    encoder = make_encoder(
+        image_keys,
+        state_dim,
+        encoder=config.encoder,
+        trunk=trunk,
+        pooling=config.pooling,
+        image_size=config.image_size,
+        latent=config.proprioception_dim,
+        frames=config.frames,
+    )
+    shared: dict[str, Any] = {"layer_norm": config.layer_norm, "activation": config.activation}
+    networks = nn.ModuleDict(
+        {
+            "encoder": encoder,
+            "actor": Policy(
+                encoder.feature_size,
+                continuous_dim,
+                config.hidden_widths,
+                std_parameterization=config.std_parameterization,
+                std_min=config.std_min,
+                std_max=config.std_max,
+                fixed_std=config.fixed_std,
+                **shared,
+            ),
+            "critic": CriticEnsemble(
+                encoder.feature_size,
+                continuous_dim,
+                config.hidden_widths,
+                members=config.critic_ensemble_size,
+                shared_head=config.compat == "hil_serl",
+                **shared,
+            ),
+            "temperature": Temperature(config.initial_temperature),
+            "target_encoder": encoder.target_copy(),
+        }
+    )
+    for name in ("critic", "actor", "temperature") if config.compat else ("critic",):
+        add_target(networks, name)
+    return networks
+
+
+def add_target(networks: nn.ModuleDict, name: str) -> None:
+    """Add ``target_<name>``, a copy of ``name`` that no gradient ever reaches."""
+    networks[f"target_{name}"] = copy.deepcopy(networks[name]).requires_grad_(False)
+
+
+def target_updates(networks: nn.ModuleDict, config: SACConfig) -> tuple[TargetUpdate, ...]:
+    """One average for each network that has a target copy."""
+    return tuple(
+        TargetUpdate(name, f"target_{name}", config.target_update_rate)
+        for name in networks
+        if f"target_{name}" in networks
+    )
+
+
+def encoder_of(networks: nn.ModuleDict, name: str = "encoder") -> Encoder:
+    """An encoder of ``networks``, with its type."""
+    encoder = networks[name]
+    assert isinstance(encoder, Encoder)
+    return encoder
+
+
+def normalize_states(networks: nn.ModuleDict, states: Tensor) -> None:
+    """Scale every coordinate of the state by the statistics of ``states``, float [N, P], in every encoder."""
+    for name in ("encoder", "target_encoder"):
+        if name in networks:
+            normalizer = encoder_of(networks, name).normalizer
+            if normalizer is None:
+                raise ValueError("this agent observes no state; there is nothing to normalise")
+            normalizer.set_statistics(states)
+
+
+def noise_source(
+    config: SACConfig, continuous_dim: int, networks: nn.ModuleDict
+) -> Callable[[torch.Generator, int, torch.device], Noise]:
+    """A function that draws all random numbers of one update."""
+    encoder = encoder_of(networks)
+
+    def draw(generator: torch.Generator, batch_size: int, device: torch.device) -> Noise:
+        passes = {"actions": "dropout", "next_actions": "next_dropout"}
+        if config.compat:
+            passes["temperature_actions"] = "temperature_dropout"
+        noise = {name: torch.randn(batch_size, continuous_dim, generator=generator, device=device) for name in passes}
+        if config.critic_subsample_size is not None:
+            noise["critic_members"] = critic_subset(config, generator, device)
+        if encoder.image_keys:
+            noise |= crop_noise(config.crop_padding, generator, batch_size, device)
+            if config.encoder_dropout > 0:
+                for name in passes.values():
+                    uniform = torch.rand(batch_size, *encoder.dropout_shape, generator=generator, device=device)
+                    noise[name] = dropout_mask(uniform, config.encoder_dropout)
+        return noise
+
+    return draw
+
+
+def critic_subset(config: SACConfig, generator: torch.Generator, device: torch.device) -> Tensor:
+    """M of E members, int64 [M]: without replacement (REDQ), or with it under ``compat`` (HIL-SERL)."""
+    assert config.critic_subsample_size is not None
+    size, count = config.critic_ensemble_size, config.critic_subsample_size
+    if config.compat:
+        return torch.randint(size, (count,), generator=generator, device=device)
+    return torch.randperm(size, generator=generator, device=device)[:count]
+
+
+def crop_noise(padding: int, generator: torch.Generator, batch_size: int, device: torch.device) -> Noise:
+    """Offsets of the random crops of observations and next observations, int64 [B, 2] each; none for padding 0."""
+    names = ("crop", "next_crop") if padding else ()
+    return {name: torch.randint(2 * padding + 1, (batch_size, 2), generator=generator, device=device) for name in names}
+
+
+def image_preparation(image_keys: Sequence[str], config: SACConfig) -> Callable[[nn.ModuleDict, Batch, Noise], Batch]:
+    """Add the reward bias, crop every camera at random, and run a frozen trunk once over both observations.
+
+    All cameras of one sample share their offsets; observations and next observations have their own.
+    """
+
+    def prepare(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Batch:
+        if config.reward_bias:
+            batch = {**batch, "rewards": batch["rewards"] + config.reward_bias}
+        if not image_keys:
+            return batch
+        current, following = dict(batch["observations"]), dict(batch["next_observations"])
+        if config.crop_padding:
+            for key in image_keys:
+                current[key] = random_crop(current[key], noise["crop"], config.crop_padding)
+                following[key] = random_crop(following[key], noise["next_crop"], config.crop_padding)
+        encoder = encoder_of(networks)
+        if encoder.frozen_trunk:
+            joint = encoder.encode_trunk({key: torch.cat([current[key], following[key]]) for key in image_keys})
+            size = batch["actions"].shape[0]
+            for key in image_keys:
+                current[key], following[key] = joint[key][:size], joint[key][size:]
+        return {**batch, "observations": current, "next_observations": following}
+
+    return prepare

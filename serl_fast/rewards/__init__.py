@@ -1,0 +1,1 @@
+"""Learned rewards as agents: they have an objective and no policy."""
