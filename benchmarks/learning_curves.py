@@ -25,6 +25,7 @@ from serl_fast.cli import main, parse
 from serl_fast.errors import require
 from serl_fast.logging import read_metrics
 
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 CAMERA = "--image_keys wrist --image_size 32"
 DRQ = (
     f"{CAMERA} --encoder small --encoder_dropout 0 --critic_ensemble_size 10 --critic_subsample_size 2 --batch_size 64"
@@ -55,10 +56,11 @@ class Case:
 
 CASES = {
     "sac": Case("SAC, state", "serl_robots/Reach-v0", FIXED, 10_000),
+    "td3": Case("TD3 of docs/examples", "serl_robots/Reach-v0", f"{FIXED} --algorithm td3:td3", 15_000),
     "drq": Case("DrQ, 32 px wrist camera", "serl_robots/ReachInView-v0", f"{FIXED} {DRQ}", 10_000, CAMERA),
     "hybrid": Case("hybrid SAC, state", "serl_robots/PickCube-v0", "", 12_000),
     "hybrid_compat": Case("hybrid SAC, compat hil_serl", "serl_robots/PickCube-v0", "--compat hil_serl", 12_000),
-    "bc": Case("BC, state", "serl_robots/PickCube-v0", "", 6_000, module="benchmarks.learning_curves_bc"),
+    "bc": Case("BC, state", "serl_robots/Reach-v0", "", 3_000, module="benchmarks.learning_curves_bc"),
 }
 SHARED = (
     "--synchronous --max_utd_ratio 1 --operator scripted --training_starts 300 --random_steps 0 --stop_success_rate 0 "
@@ -71,7 +73,7 @@ class CurvesConfig:
     """Flags of ``benchmarks.learning_curves``.
 
     Attributes:
-        cases: which of sac, drq, hybrid, hybrid_compat, bc.
+        cases: which of sac, td3, drq, hybrid, hybrid_compat, bc.
         seeds: one run for each.
         num_demos: demonstrations of the scripted expert, the same for all seeds of a task.
         runs: folder of the runs; finished ones are not run again.
@@ -121,7 +123,8 @@ def execute(module: str, flags: str, log: Path) -> None:
         RuntimeError: it failed; the message has the end of its output.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     with log.open("w") as output:
         arguments = [sys.executable, "-m", module, *shlex.split(flags)]
         status = subprocess.run(arguments, stdout=output, stderr=subprocess.STDOUT, env=environment).returncode
@@ -173,7 +176,7 @@ def plot(results: Mapping[str, list[Path]], png: Path) -> None:
             for steps, rates in curves:
                 axes.plot(steps, rates, color=colour, alpha=0.35, linewidth=0.8)
             axes.plot(grid, values.mean(0), color=colour, linewidth=2, label=CASES[name].title)
-        axes.set_title(title if title != "BC" else "PickCube-v0, demonstrations only")
+        axes.set_title(title if title != "BC" else "Reach-v0, demonstrations only")
         axes.set_xlabel("gradient steps" if title == "BC" else "environment steps")
         axes.set_ylim(-0.02, 1.02)
         axes.legend(loc="lower right", fontsize=8)
@@ -187,8 +190,8 @@ def plot(results: Mapping[str, list[Path]], png: Path) -> None:
 def table(results: Mapping[str, list[Path]], config: CurvesConfig) -> str:
     """One line per run."""
     lines = [
-        "| algorithm | task | seed | steps to 90 % | success over 50 fresh episodes | minutes |",
-        "|---|---|---|---|---|---|",
+        "| algorithm | task | seed | mean over the curve | steps to 90 % | success over 50 fresh episodes | minutes |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, directories in results.items():
         case = CASES[name]
@@ -196,9 +199,16 @@ def table(results: Mapping[str, list[Path]], config: CurvesConfig) -> str:
             reached = steps_to(directory, 0.9)
             steps = f"{reached:,.0f}" if np.isfinite(reached) else "not reached"
             task = case.env.rpartition("/")[2]
-            lines.append(
-                f"| {case.title} | {task} | {seed} | {steps} | {final(directory):.0%} | {seconds(directory) / 60:.1f} |"
+            cells = (
+                case.title,
+                task,
+                str(seed),
+                f"{curve(directory)[1].mean():.0%}",
+                steps,
+                f"{final(directory):.0%}",
+                f"{seconds(directory) / 60:.1f}",
             )
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -217,6 +227,7 @@ def report(results: Mapping[str, list[Path]], config: CurvesConfig, output: Path
         f"{config.num_demos} demonstrations of the scripted expert, {len(config.seeds)} seeds; one gradient step per "
         "environment step, actor and learner in turn (`--synchronous`), so a run does not depend on the machine's "
         "speed. A scripted operator intervenes during training, never in the evaluations that are drawn. "
+        "*Mean over the curve*: of all evaluations along the way, so that learning faster is more. "
         "*Steps to 90 %*: environment steps (BC: gradient steps) of the first evaluation at 90 % or more whose "
         f"successors have a mean of 90 % or more. Minutes are of {config.parallel} runs at a time, one thread each.",
         f"![learning curves]({png.name})",

@@ -18,14 +18,23 @@ from serl_fast.cli import main, parse
 from serl_fast.core import Agent
 from serl_fast.envs.setup_modes import SETUP_MODES, SetupModeName
 from serl_fast.interop.flax_agents import export_params, has_trunk, load_params, with_trunk
-from serl_fast.interop.flax_settings import infer_settings
+from serl_fast.interop.flax_settings import CONFIGS, infer_settings
 from serl_fast.interop.flax_trees import ParameterTrees, read_trees, write_trees
 from serl_fast.interop.policies import acting_networks, build, load_weights, read_policy, save_policy
 from serl_fast.interop.pretrained import find_pretrained, where_to_get_it
 
 OURS = (".pth", ".pt", ".safetensors")
 FLAX = (".msgpack", ".npz")
-_OVERRIDES = ("activation", "std_parameterization", "std_min", "std_max", "fixed_std", "image_size")
+_OVERRIDES = (
+    "activation",
+    "std_parameterization",
+    "std_min",
+    "std_max",
+    "fixed_std",
+    "pooling",
+    "frames",
+    "image_size",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +46,19 @@ class ConvertConfig:
             or a pickle of arrays.
         output: .pth, .safetensors (the networks that act, alone), .msgpack or .npz.
         image_keys: the cameras in the order of the original's configuration; needed for two and more.
-        compat: how an agent from flax goes on training: hil_serl like the original, none with separate critics.
-        activation: of the hidden layers; by default tanh for agents.
+        compat: how what comes from flax goes on training: hil_serl like the original, none as ours by default: SAC with
+            separate critics, BC with camera heads that learn, VICE with all cameras mixed alike. A reward classifier
+            trains the same either way, and SERL's SAC from states has separate critics anyway.
+        activation: of an agent's hidden layers; by default tanh. (Classifiers and VICE have their own.)
         std_parameterization: exp or softplus, where the policy has a layer for it.
         std_min: smallest standard deviation of the policy.
         std_max: largest standard deviation of the policy.
         fixed_std: the standard deviations of a policy that has neither a layer nor parameters for them.
-        image_size: height and width of the images, px, for the small CNN; a ResNet's is read off its shapes.
+        pooling: of the cameras' feature maps, where the shapes do not tell: average or max.
+        frames: stacked frames, where the shapes do not tell: beside a state that has no layer of its own and is as wide
+            as the features of a frame.
+        image_size: height and width of the images, px; by default 128 128, or what a ResNet's spatial embeddings say,
+            which is a multiple of 32.
         squash: whether a BC policy's actions pass through tanh.
         pretrained_encoder: the frozen trunk, where the flax file has none; by default ~/.serl/resnet10_params.pkl.
         env: environment to note in the output, for evaluate.
@@ -62,6 +77,8 @@ class ConvertConfig:
     std_min: float | None = None
     std_max: float | None = None
     fixed_std: tuple[float, ...] | None = None
+    pooling: str | None = None
+    frames: int | None = None
     image_size: tuple[int, int] | None = None
     squash: bool = False
     pretrained_encoder: Path | None = None
@@ -76,6 +93,8 @@ class ConvertConfig:
             raise ValueError(f"output is {self.output}; its ending must be one of {', '.join(OURS + FLAX)}")
         if self.input.resolve() == self.output.resolve():
             raise ValueError(f"input and output are the same file, {self.input}")
+        if self.frames is not None and self.frames < 1:
+            raise ValueError(f"frames is {self.frames}; it must be at least 1")
 
 
 class Weights(NamedTuple):
@@ -109,9 +128,25 @@ def convert(config: ConvertConfig) -> Weights:
 
 def _read_ours(config: ConvertConfig) -> Weights:
     content = read_policy(config.input)
+    _check_buildable(content["agent"], config.input)
     agent = build(content["agent"])
     facts = {key: content.get(key) for key in ("env", "setup_mode", "image_size")}
     return Weights(agent, load_weights(agent.networks, content["networks"]), facts)
+
+
+def _check_buildable(settings: dict[str, Any], path: Path) -> None:
+    """An agent of one's own can be built by its own code alone, which is not known here."""
+    algorithm = settings.get("algorithm")
+    own = None
+    if algorithm not in CONFIGS:
+        own = f"its algorithm is {algorithm!r}; convert knows {', '.join(CONFIGS)}"
+    elif isinstance(settings.get("config"), dict) and settings["config"].get("encoder") == "custom":
+        own = "its image trunk is a module of your own, which convert can not build"
+    if own is not None:
+        raise ValueError(
+            f"{path}: {own}. In Python, with a function that builds your agent from its settings: agent, facts = "
+            "serl_fast.interop.policies.load_policy(path, builder), then save_policy(output, agent, facts)"
+        )
 
 
 def _read_flax(config: ConvertConfig) -> Weights:

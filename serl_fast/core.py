@@ -17,6 +17,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+Compat = Literal["hil_serl"]
+"""Original whose update an agent can reproduce exactly, its defects included."""
+
 Observations = dict[str, Tensor]
 """``state`` float32 [B, P] and, for each camera, uint8 images [B, H, W, C] or trunk features."""
 
@@ -69,6 +72,9 @@ class AdamConfig:
     Per step: clip the gradient by its global norm, Adam, decoupled weight decay (AdamW, Loshchilov & Hutter 2019),
     p <- p - lr * (adam(g) + weight_decay * p).
 
+    The schedule counts the steps of this optimizer: an actor's takes one per ``critic_to_actor_ratio`` gradient steps
+    (under ``Agent.optimize == "objectives"`` one per gradient step, like every other).
+
     Attributes:
         learning_rate: after the warm-up, positive.
         warmup_steps: the learning rate rises linearly from 0, which the first step uses.
@@ -92,8 +98,13 @@ class AdamConfig:
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive and finite")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        if not self.epsilon > 0:
+            raise ValueError(f"epsilon is {self.epsilon}; it must be positive")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be at least 0")
         if self.cosine_decay_steps is not None and self.cosine_decay_steps <= self.warmup_steps:
@@ -101,20 +112,26 @@ class AdamConfig:
                 f"cosine_decay_steps is {self.cosine_decay_steps}; it counts from the start and must exceed "
                 f"warmup_steps, {self.warmup_steps}"
             )
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0 and finite")
         if self.clip_gradient_norm is not None and not self.clip_gradient_norm > 0:
             raise ValueError(f"clip_gradient_norm is {self.clip_gradient_norm}; it must be positive, or None")
 
-    def learning_rate_at(self, steps: Tensor) -> Tensor:
-        """The learning rate after ``steps`` steps were taken, a scalar tensor like ``steps``."""
-        rate = torch.full_like(steps, self.learning_rate)
+    def learning_rate_at(self, steps: Tensor, peak: Tensor | None = None) -> Tensor:
+        """The learning rate after ``steps`` steps were taken, a scalar tensor like ``steps``.
+
+        Args:
+            steps: a scalar tensor.
+            peak: a scalar tensor in place of ``learning_rate``, which may change while the schedule goes on.
+        """
+        rate = torch.full_like(steps, self.learning_rate) if peak is None else peak.clone()
+        start = rate
         if self.cosine_decay_steps is not None:
             span = self.cosine_decay_steps - self.warmup_steps
             progress = ((steps - self.warmup_steps) / span).clamp(0, 1)
             rate = rate * 0.5 * (1 + torch.cos(math.pi * progress))
         if self.warmup_steps:
-            rate = torch.where(steps < self.warmup_steps, self.learning_rate * steps / self.warmup_steps, rate)
+            rate = torch.where(steps < self.warmup_steps, start * steps / self.warmup_steps, rate)
         return rate
 
 

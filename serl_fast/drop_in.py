@@ -10,6 +10,7 @@ action = agent.sample_actions(observation)
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -74,18 +75,20 @@ class _DropIn:
         """Actions for one observation (no batch axis) or a batch of them.
 
         Args:
-            observations: ``state`` float and cameras uint8 [H, W, C], each perhaps with a leading batch axis; the
-                state alone may come without the dict.
+            observations: ``state`` float [P] and cameras uint8 [H, W, C], with T stacked frames [T, P / T] or [P] and
+                [T, H, W, C], all perhaps with a batch axis in front; the state alone may come without the dict. What
+                can be one observation with T = 1 or a batch of one, is a batch.
             argmax: the mode instead of a sample.
 
         Returns:
             float32 [A], or [B, A] for a batch.
+
+        Raises:
+            ValueError: an observation is missing, or the shapes are those of neither one observation nor a batch.
         """
-        named = _by_name(observations)
-        arrays = {key: np.asarray(value) for key, value in named.items() if key in self._observation_keys()}
-        single = all(
-            array.ndim == (3 if key in self.agent.settings["image_keys"] else 1) for key, array in arrays.items()
-        )
+        named = self._observations(observations, "observations")
+        arrays = {key: np.asarray(value) for key, value in named.items()}
+        single = self._is_single(arrays)
         if single:
             arrays = {key: array[None] for key, array in arrays.items()}
         tensors = to_tensors(
@@ -104,6 +107,9 @@ class _DropIn:
 
         Returns:
             The agent itself and its metrics (``critic_loss``, ``actor_loss``, ``alpha`` and the rest).
+
+        Raises:
+            ValueError: an entry of the batch, or an observation in it, is missing.
         """
         metrics = self.engine.update(self._tensors(batch))
         return self, metric_aliases({name: float(value) for name, value in metrics.items()})
@@ -125,7 +131,39 @@ class _DropIn:
         state = ["state"] if self.agent.settings["state_dim"] else []
         return [*state, *self.agent.settings["image_keys"]]
 
+    def _observations(self, given: Any, what: str) -> dict[str, Any]:
+        """Those observations that the agent reads, by name."""
+        named, keys = _by_name(given), self._observation_keys()
+        _check_complete(named, keys, what)
+        return {key: named[key] for key in keys}
+
+    def _is_single(self, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Whether these are one observation, not a batch; by the number of axes, and of frames."""
+        config, cameras = self.agent.settings["config"], self.agent.settings["image_keys"]
+        frames, width = config["frames"], self.agent.settings["state_dim"]
+        single = batch = True
+        for key, array in arrays.items():
+            shape = array.shape
+            if key in cameras:
+                one = (len(shape) == 3 and frames == 1) or (len(shape) == 4 and shape[0] == frames)
+                many = (len(shape) == 4 and frames == 1) or (len(shape) == 5 and shape[1] == frames)
+            else:
+                one = len(shape) in (1, 2) and array.size == width
+                many = len(shape) in (2, 3) and math.prod(shape[1:]) == width
+            single, batch = single and one, batch and many
+        if single or batch:
+            return not batch
+        stacked = f"{frames} frames each, [{frames}, H, W, C]" if frames > 1 else "[H, W, C]"
+        accepted = [f"state [{width}]"] if width else []
+        accepted += [f"cameras {stacked}"] if cameras else []
+        raise ValueError(
+            f"the observations have shapes { {key: array.shape for key, array in arrays.items()} }; accepted: "
+            f"{', '.join(accepted)}, or all with a batch axis in front"
+        )
+
     def _tensors(self, batch: Mapping[str, Any]) -> Batch:
+        _check_complete(batch, ("observations", "actions", "next_observations", "rewards", "masks"), "the batch")
+
         def images(value: Any) -> Tensor:
             return torch.as_tensor(value, device=self.engine.device)
 
@@ -134,9 +172,9 @@ class _DropIn:
 
         cameras, tensors = self.agent.settings["image_keys"], Batch()
         for key in ("observations", "next_observations"):
-            named = _by_name(batch[key])
             tensors[key] = {
-                name: (images if name in cameras else floats)(named[name]) for name in self._observation_keys()
+                name: (images if name in cameras else floats)(value)
+                for name, value in self._observations(batch[key], key).items()
             }
         tensors["actions"], tensors["rewards"] = floats(batch["actions"]), floats(batch["rewards"])
         tensors["discounts"] = self.discount * floats(batch["masks"])
@@ -149,7 +187,14 @@ def _by_name(observations: Any) -> Mapping[str, Any]:
     return observations if isinstance(observations, Mapping) else {"state": observations}
 
 
-# Keyword arguments of the original's constructors, and their names here.
+def _check_complete(given: Mapping[str, Any], needed: Sequence[str], what: str) -> None:
+    missing = [key for key in needed if key not in given]
+    if missing:
+        raise ValueError(f"{what}: {', '.join(missing)} missing; given are {', '.join(map(str, given)) or 'none'}")
+
+
+# Keyword arguments of the original's constructors, and their names here; those that can only be True.
+_NETWORK_TRUE, _POLICY_TRUE = "activate_final", "tanh_squash_distribution"
 _NETWORK_NAMES = {"hidden_dims": "hidden_widths", "activations": "activation", "use_layer_norm": "layer_norm"}
 _POLICY_NAMES = {name: name for name in ("std_parameterization", "std_min", "std_max", "fixed_std")}
 _AGENT_NAMES = {
@@ -169,21 +214,21 @@ def _config(
     """SACConfig from the original's keyword arguments.
 
     Raises:
-        ValueError: an argument that is not known, or critics and policy that differ.
+        ValueError: an argument that is not known, comes twice or can not be had, or critics and policy that differ.
     """
-    if policy_network_kwargs and critic_network_kwargs and dict(policy_network_kwargs) != dict(critic_network_kwargs):
+    critic = _renamed("critic_network_kwargs", critic_network_kwargs, _NETWORK_NAMES, _NETWORK_TRUE)
+    policy = _renamed("policy_network_kwargs", policy_network_kwargs, _NETWORK_NAMES, _NETWORK_TRUE)
+    if policy and critic and policy != critic:
         raise ValueError(
             f"critic_network_kwargs {dict(critic_network_kwargs)} and policy_network_kwargs "
             f"{dict(policy_network_kwargs)} differ; critics and policy share one shape here"
         )
-    values: dict[str, Any] = {}
-    network = policy_network_kwargs or critic_network_kwargs
-    for given, names in ((network, _NETWORK_NAMES), (policy_kwargs, _POLICY_NAMES)):
-        unknown = set(given) - set(names) - {"activate_final", "tanh_squash_distribution"}
-        if unknown:
-            raise ValueError(f"{sorted(unknown)} are not known; accepted: {sorted(names)}")
-        values |= {names[key]: value for key, value in given.items() if key in names}
-    values |= {_AGENT_NAMES.get(key, key): value for key, value in settings.items()}
+    values = (policy or critic) | _renamed("policy_kwargs", policy_kwargs, _POLICY_NAMES, _POLICY_TRUE)
+    for key, value in settings.items():
+        name = _AGENT_NAMES.get(key, key)
+        if name in values:
+            raise ValueError(f"{name} is given twice, the second time as {key}")
+        values[name] = value
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
         return SACConfig(**values)
@@ -191,18 +236,33 @@ def _config(
         raise ValueError(f"{error}; see serl_fast.agents.sac_config.SACConfig for what there is") from error
 
 
+def _renamed(argument: str, given: Mapping[str, Any], names: Mapping[str, str], only_true: str) -> dict[str, Any]:
+    """The entries of one of the original's keyword arguments under their names here."""
+    unknown = set(given) - set(names) - {only_true}
+    if unknown:
+        raise ValueError(
+            f"{argument}: {sorted(unknown)} are not known; accepted: {sorted(names)}, and {only_true}=True"
+        )
+    if not given.get(only_true, True):
+        raise ValueError(f"{argument}: {only_true} is {given[only_true]}; only True is to be had here")
+    return {names[key]: value for key, value in given.items() if key in names}
+
+
 class SACAgent(_DropIn):
     """SAC for arms whose grippers are fixed.
 
     Args:
         image_keys: cameras.
-        action_dim: action dimensions; ``continuous_action_dim`` is the same.
+        action_dim: action dimensions, 6 where neither this nor ``continuous_action_dim``, which is the same, is given.
         continuous_action_dim: see ``action_dim``.
         state_dim: width of ``observations["state"]``; 0 for none.
         device: by default CUDA where there is one.
-        lr: Adam's learning rate.
         discount: gamma.
         execution: "eager" or "compiled".
+        settings: see :meth:`create_states`.
+
+    Raises:
+        ValueError: a setting that is not known or out of range.
     """
 
     def __init__(
@@ -213,12 +273,12 @@ class SACAgent(_DropIn):
         continuous_action_dim: int | None = None,
         state_dim: int = 0,
         device: str | torch.device | None = None,
-        lr: float = 3e-4,
         discount: float = 0.95,
         execution: str = "eager",
+        **settings: Any,
     ) -> None:
         width = action_dim if action_dim is not None else continuous_action_dim
-        agent = sac(state_dim, 6 if width is None else width, image_keys, SACConfig(learning_rate=lr))
+        agent = sac(state_dim, 6 if width is None else width, image_keys, _config({}, {}, {}, settings))
         super().__init__(agent, device, discount, execution)
 
     @classmethod
@@ -240,18 +300,22 @@ class SACAgent(_DropIn):
         Args:
             observations: one example or a batch: the state [..., P], or a dict with ``state``.
             actions: one example or a batch, [..., A].
-            critic_network_kwargs: ``hidden_dims``, ``activations``, ``use_layer_norm`` of critics and policy.
+            critic_network_kwargs: ``hidden_dims``, ``activations``, ``use_layer_norm`` of critics and policy;
+                ``activate_final`` can only be True.
             policy_network_kwargs: the same, or absent.
-            policy_kwargs: ``std_parameterization``, ``std_min``, ``std_max``.
+            policy_kwargs: ``std_parameterization``, ``std_min``, ``std_max``, ``fixed_std``;
+                ``tanh_squash_distribution`` can only be True.
             device: by default CUDA where there is one.
             discount: gamma.
             execution: "eager" or "compiled".
-            settings: other fields of ``SACConfig``; ``temperature_init``, ``soft_target_update_rate`` and ``lr`` work.
+            settings: other fields of ``SACConfig``, such as ``compat``; ``temperature_init``,
+                ``soft_target_update_rate``, ``encoder_type`` and ``lr`` (Adam's learning rate) work.
 
         Raises:
-            ValueError: an argument that is not known.
+            ValueError: an argument that is not known, or no ``state``.
         """
         named = _by_name(observations)
+        _check_complete(named, ("state",), "observations")
         return cls.create_pixels(
             {"state": named["state"]},
             actions,
@@ -320,12 +384,13 @@ class SACHybridAgent(_DropIn):
         grasp_action_dim: 3 choices for one gripper, 9 for two.
         state_dim: width of ``observations["state"]``; 0 for none.
         device: by default CUDA where there is one.
-        lr: Adam's learning rate.
         discount: gamma.
         execution: "eager" or "compiled".
+        settings: see :meth:`SACAgent.create_states`.
 
     Raises:
-        ValueError: the two dimensions belong to different numbers of arms.
+        ValueError: the two dimensions belong to different numbers of arms, or a setting that is not known or out of
+            range.
     """
 
     def __init__(
@@ -336,9 +401,9 @@ class SACHybridAgent(_DropIn):
         *,
         state_dim: int = 0,
         device: str | torch.device | None = None,
-        lr: float = 3e-4,
         discount: float = 0.95,
         execution: str = "eager",
+        **settings: Any,
     ) -> None:
         grippers = continuous_action_dim // ARM_DIM
         if continuous_action_dim != ARM_DIM * grippers or grasp_action_dim != CHOICES**grippers or not grippers:
@@ -346,5 +411,5 @@ class SACHybridAgent(_DropIn):
                 f"continuous_action_dim {continuous_action_dim} with grasp_action_dim {grasp_action_dim}; "
                 "accepted: 6 with 3 (one arm), 12 with 9 (two arms)"
             )
-        agent = hybrid_sac(state_dim, grippers, image_keys, SACConfig(learning_rate=lr))
+        agent = hybrid_sac(state_dim, grippers, image_keys, _config({}, {}, {}, settings))
         super().__init__(agent, device, discount, execution)

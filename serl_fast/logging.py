@@ -33,9 +33,9 @@ __all__ = ["RunLogger", "metric_aliases", "plot_progress", "read_metrics", "writ
 ALIASES = {
     "critic_loss": ("critic/loss",),
     "grasp_critic_loss": ("grasp_critic/loss",),
-    "actor_loss": ("actor/loss",),
+    "actor_loss": ("actor/loss", "bc/loss"),
     "alpha_loss": ("actor/temperature_loss", "temperature/loss"),
-    "alpha": ("actor/temperature", "temperature/value"),
+    "alpha": ("actor/temperature",),
 }
 
 

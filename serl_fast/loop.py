@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 
 from serl_fast.data.batches import BatchReader
-from serl_fast.engine import Engine, NonFiniteLossError, PolicyPublisher, PolicyRunner, PolicySnapshot, check_finite
+from serl_fast.engine import Engine, NonFiniteLossError, PolicyPublisher, PolicyRunner, PolicySnapshot
 from serl_fast.envs import executed_action, make_transition
 from serl_fast.evaluation import EvaluationResult, evaluate, succeeded
 from serl_fast.replay import Mixture, ReplayStore
@@ -282,7 +282,13 @@ class Learner:
 
     def _update(self, source: Mixture) -> None:
         with_actor = (self.engine.updates + 1) % self.config.critic_to_actor_ratio == 0
-        self._metrics.update(self.engine.update(self._reader.read(source), with_actor))
+        before = self.engine.updates
+        try:
+            self._metrics.update(self.engine.update(self._reader.read(source), with_actor))
+        except NonFiniteLossError:
+            # Where the device is looked at now and then, updates were counted that were not taken.
+            self.counters.updates -= min(before - self.engine.updates, self.counters.updates)
+            raise
 
     def _after_update(self) -> None:
         """Report what is due; the only place that reads metrics from the device."""
@@ -294,7 +300,6 @@ class Learner:
             metrics["learner/updates_per_second"] = (updates - before) / max(now - then, 1e-9)
             metrics["learner/utd_ratio"] = self.counters.utd_ratio
             self.report(metrics)
-            check_finite(metrics, updates)
         self.tick()
 
 

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from serl_fast.agents.build import build_agent
-from serl_fast.agents.parts import encoder_of, normalize_states
+from serl_fast.agents.parts import normalize_states
+from serl_fast.agents.sac_config import SACConfig, from_dict
 from serl_fast.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -43,7 +44,7 @@ from serl_fast.engine import (
 )
 from serl_fast.envs import SETUP_MODES, load_operator, make_env
 from serl_fast.evaluation import EvaluationResult, evaluate
-from serl_fast.interop.pretrained import load_pretrained
+from serl_fast.interop.pretrained import load_pretrained, resnet10_trunks
 from serl_fast.logging import RunLogger, plot_progress, write_video
 from serl_fast.loop import EVALUATION_SEEDS, Actor, Learner, run_synchronous, run_threaded
 from serl_fast.networks.encoder import Encoder
@@ -77,14 +78,15 @@ class Run:
         if checkpoint is None:
             self._normalize()
         execution = default_execution() if config.execution == "auto" else config.execution
-        engine_config = EngineConfig(execution, config.precision)
+        interval = None if self.device.type == "cpu" else config.log_interval
+        engine_config = EngineConfig(execution, config.precision, config.strict_execution, interval)
         self.engine = Engine(self.agent, engine_config, seed=seeds[1], device=self.device)
         print(
             f"execution {execution}, precision {config.precision}, device {self.device}, "
             f"{torch.get_num_threads()} thread(s)"
         )
         self.logger = RunLogger(self.directory)
-        self.logger.write_config({**_plain(config), "execution_used": execution, "device_used": str(self.device)})
+        self._write_config()
         loop, publisher = config.loop(), PolicyPublisher()
         runner = PolicyRunner(self.agent, seed=seeds[2], device=self.device)
         self.actor = Actor(
@@ -127,8 +129,11 @@ class Run:
                 run(self.actor, self.learner, self.stop)
             self.save()
         except Exception as error:
-            raise RuntimeError(f"training stopped: {error}; {self._salvage()}") from error
+            inspection = self._save_inspection(error)
+            raise RuntimeError(f"training stopped: {error}; {inspection}{self._salvage()}") from error
         finally:
+            if self.engine.execution != self.engine.config.execution:
+                self._write_config()
             _close(self.env)
 
     def finish(self) -> EvaluationResult | None:
@@ -154,8 +159,10 @@ class Run:
         """Write a checkpoint and, beside it, the replay stores; the newest stores replace older ones.
 
         Raises:
-            NonFiniteLossError: the weights hold NaN or infinity; the last good checkpoint stays the newest.
+            NonFiniteLossError: an update was not finite, or the weights hold NaN or infinity; the last good checkpoint
+                stays the newest.
         """
+        self.engine.check()
         if not self.engine.finite():
             raise NonFiniteLossError(f"the weights are not finite after {self.engine.updates} updates")
         stores = self._stores_by_name() if self.config.save_replay else {}
@@ -216,6 +223,20 @@ class Run:
         print(f"resuming from {path}")
         return directory, checkpoint
 
+    def _write_config(self) -> None:
+        used = {"execution_used": self.engine.execution, "device_used": str(self.device)}
+        self.logger.write_config({**_plain(self.config), **used})
+
+    def _save_inspection(self, error: Exception) -> str:
+        """After an update that was not finite: save what it saw; says where."""
+        if not isinstance(error, NonFiniteLossError) or error.inspection is None:
+            return ""
+        path = self.directory / f"non_finite_{error.inspection['updates'] + 1}.pth"
+        try:
+            return f"its batch and the state that it met are in {save_checkpoint(path, error.inspection)}; "
+        except OSError as failed:
+            return f"its batch and state could not be saved ({failed}); "
+
     def _salvage(self) -> str:
         """After a failure: save what can be saved, and say what was."""
         step, kept = self.counters.updates, f"older checkpoints in {self.directory} stay"
@@ -267,15 +288,20 @@ class Run:
         else:
             builder = import_callable(config.algorithm, "algorithm")
             agent = builder(state_dim, mode.action_dim, config.image_keys)
+        networks = dict(agent.networks.items())
+        if config.pretrained_encoder is not None:
+            _check_takes_pretrained(networks.get("encoder"), config)
         if checkpoint is not None:
-            mine, saved = _flat(agent.settings), _flat(checkpoint["agent"])
+            mine, saved = _flat(agent.settings), _flat(_complete(checkpoint["agent"]))
             differing = [
                 f"{name} {saved.get(name)}, not {mine[name]}" for name in mine if mine[name] != saved.get(name)
             ]
             if differing:
                 raise ValueError(f"the run to resume has {'; '.join(differing)}: resume it with its own flags")
-        elif config.image_keys and config.algorithm == "sac" and config.encoder == "resnet-pretrained":
-            load_pretrained(encoder_of(agent.networks), config.pretrained_encoder)
+        elif config.pretrained_encoder is not None or (
+            config.image_keys and config.algorithm == "sac" and config.encoder == "resnet-pretrained"
+        ):
+            load_pretrained(networks["encoder"], config.pretrained_encoder, target=networks.get("target_encoder"))
         return agent
 
     def _normalize(self) -> None:
@@ -331,6 +357,15 @@ class Run:
 _EMPTY = gymnasium.spaces.Box(-1, 1, (0,))
 
 
+def _check_takes_pretrained(encoder: torch.nn.Module | None, config: TrainHybridConfig) -> None:
+    try:
+        resnet10_trunks(encoder)
+    except ValueError as error:
+        of = f"encoder {config.encoder}" if config.algorithm == "sac" else f"algorithm {config.algorithm}"
+        cameras = f"image_keys {' '.join(config.image_keys)}" if config.image_keys else "no image_keys"
+        raise ValueError(f"--pretrained_encoder has no use with --{of} and {cameras}: {error}") from None
+
+
 def _renders(env: gymnasium.Env[Any, Any]) -> bool:
     """Whether an environment can be filmed; if not, why is said. Training does not fail for want of a video."""
     if env.render_mode != "rgb_array":
@@ -372,6 +407,13 @@ def _default_threads(config: TrainHybridConfig, device: torch.device) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = cores - 1 if config.image_keys or device.type != "cpu" else 2
     return max(1, min(wanted, cores - 1))
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the defaults of fields that the version which wrote them did not have."""
+    if settings.get("algorithm") not in ("sac", "hybrid_sac"):
+        return settings
+    return {**settings, "config": dataclasses.asdict(from_dict(SACConfig, settings["config"]))}
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

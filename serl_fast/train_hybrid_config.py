@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from serl_fast.agents.sac_config import UNSIZED_ENCODERS, Compat, SACConfig
+from serl_fast.agents.sac_config import UNSIZED_ENCODERS, SACConfig
+from serl_fast.core import Compat
 from serl_fast.envs import SetupModeName
 from serl_fast.schedule import LoopConfig
 
@@ -59,7 +60,9 @@ class TrainHybridConfig:
         seed: of every random number.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         execution: "auto" is compiled where there is a C++ compiler, else eager.
-        pretrained_encoder: resnet10_params.pkl for the cameras' trunk; by default ~/.serl/resnet10_params.pkl.
+        strict_execution: end with an error where the step does not compile; otherwise it runs eagerly, which is said.
+        pretrained_encoder: resnet10_params.pkl for the cameras' ResNet-10; by default ~/.serl/resnet10_params.pkl for
+            resnet-pretrained and none for resnet.
         precision: of the forward and backward passes.
         threads: torch's threads; 0 chooses: on the CPU two for state observations, all but one for images.
         resume: continue the run in save_dir (or the newest under runs/) from its last checkpoint.
@@ -74,8 +77,9 @@ class TrainHybridConfig:
         activation: of policy and critics: tanh, relu, silu, gelu, elu, leaky_relu.
         backup_entropy: the target value includes the policy's entropy.
         reward_bias: added to every reward.
-        warmup_steps: updates over which the learning rate rises from 0.
-        cosine_decay_steps: update at which a cosine has brought the learning rate to 0; by default it is constant.
+        warmup_steps: steps of a network's own Adam over which its learning rate rises from 0; the actor's takes one per
+            cta_ratio gradient steps.
+        cosine_decay_steps: such a step at which a cosine has brought the learning rate to 0; by default it is constant.
         weight_decay: of AdamW.
         clip_gradient_norm: largest global norm of a network's gradient; by default any.
         encoder: of the cameras: resnet-pretrained (frozen), resnet (trained), small, impala_small, resnet18, mobilenet.
@@ -117,6 +121,7 @@ class TrainHybridConfig:
     seed: int = 0
     device: str = "auto"
     execution: Literal["auto", "eager", "compiled", "graphed"] = "auto"
+    strict_execution: bool = False
     pretrained_encoder: Path | None = None
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     threads: int = 0

@@ -75,6 +75,8 @@ def test_an_algorithm_of_ones_own_trains_by_the_command(tmp_path, monkeypatch, c
     checkpoint = ["--checkpoint", str(tmp_path / "run" / "final_model.pth"), "--episodes", "1"]
     evaluate.run([*checkpoint, "--algorithm", "td3:td3"])
     assert "success rate" in capsys.readouterr().out
+    cameras = ["--image_keys", "front", "--save_dir", str(tmp_path / "cameras")]
+    train_hybrid.run([*flags.split(), *quiet.split(), *cameras])
     with pytest.raises(ValueError, match="algorithm 'td3' is not known"):
         evaluate.run(checkpoint)
     with pytest.raises(ValueError, match=r"algorithm 'td4:td4' can not be loaded.*give module:callable"):

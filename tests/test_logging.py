@@ -53,7 +53,7 @@ def test_aliases() -> None:
         "grasp_critic/loss": 2.0,
         "actor/loss": 3.0,
         "temperature/loss": 4.0,
-        "temperature/value": 5.0,
+        "actor/temperature": 5.0,
         "environment/episode/r": 6.0,
     }
     named = metric_aliases(metrics)
@@ -68,6 +68,7 @@ def test_aliases() -> None:
         ("alpha", 0.1),
         ("alpha_loss", 0.2),
     }
+    assert metric_aliases({"bc/loss": 3.0})["actor_loss"] == 3.0
     assert metric_aliases({}) == {}
 
 

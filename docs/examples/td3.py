@@ -36,6 +36,12 @@ def actor_loss(networks, batch, noise):
     return Loss(value, {"loss": value.detach()})
 
 
+def prepare(networks, batch, noise):
+    """Encode the cameras by their frozen trunk, once for all losses; the target encoder has no trunk of its own."""
+    encode = networks["encoder"].encode_trunk
+    return {**batch, **{key: encode(batch[key]) for key in ("observations", "next_observations")}}
+
+
 def policy(networks, observations, noise):
     """The actor's action, with Gaussian exploration noise where there is some."""
     action = networks["actor"](networks["encoder"](observations)).tanh()
@@ -63,6 +69,7 @@ def td3(state_dim, action_dim, image_keys=()):
         draw_noise=lambda generator, size, device: {
             "smoothing": torch.randn(size, action_dim, generator=generator, device=device)
         },
+        prepare=prepare,
         policy=policy,
         policy_networks=("encoder", "actor"),
         action_dim=action_dim,

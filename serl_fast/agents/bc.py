@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from serl_fast.agents.parts import encoder_of
+from serl_fast.agents.parts import crop_noise, encoder_of
 from serl_fast.agents.sac import policy
-from serl_fast.agents.sac_config import Compat
-from serl_fast.core import AdamConfig, Agent, Batch, Loss, Noise, Objective, Observations
+from serl_fast.agents.sac_config import check_networks
+from serl_fast.core import AdamConfig, Agent, Batch, Compat, Loss, Noise, Objective, Observations
 from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.encoder import Encoder, dropout_mask, make_encoder
 from serl_fast.networks.policy import ActionDistribution, Policy, StdParameterization
@@ -83,17 +83,9 @@ class BCConfig:
     compat: Compat | None = None
 
     def __post_init__(self) -> None:
-        for name in ("dropout", "encoder_dropout"):
-            rate = getattr(self, name)
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name} is {rate}; it must be in [0, 1)")
-        if not self.hidden_widths:
-            raise ValueError("hidden_widths is empty; a policy needs at least one layer")
-        if self.crop_padding < 0:
-            raise ValueError(f"crop_padding is {self.crop_padding}; it must be at least 0")
-        if self.compat is not None and self.compat not in get_args(Compat):
-            raise ValueError(f"compat is {self.compat!r}; choose 'hil_serl' or None")
-        self.adam()  # its own checks
+        check_networks(self)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
 
     def adam(self) -> AdamConfig:
         """Adam for everything."""
@@ -254,9 +246,8 @@ def noise_source(config: BCConfig, encoder: Encoder) -> Callable[[torch.Generato
             return dropout_mask(torch.rand(batch_size, *shape, generator=generator, device=device), rate)
 
         noise: Noise = {}
-        if encoder.image_keys and config.crop_padding:
-            choices = 2 * config.crop_padding + 1
-            noise["crop"] = torch.randint(choices, (batch_size, 2), generator=generator, device=device)
+        if encoder.image_keys:
+            noise |= crop_noise(("crop",), config.crop_padding, generator, batch_size, device)
         if encoder.image_keys and config.encoder_dropout:
             noise["dropout"] = mask(config.encoder_dropout, *encoder.dropout_shape)
         if config.dropout:

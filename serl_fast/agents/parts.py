@@ -117,7 +117,7 @@ def noise_source(
         if config.critic_subsample_size is not None:
             noise["critic_members"] = critic_subset(config, generator, device)
         if encoder.image_keys:
-            noise |= crop_noise(config.crop_padding, generator, batch_size, device)
+            noise |= crop_noise(("crop", "next_crop"), config.crop_padding, generator, batch_size, device)
             if config.encoder_dropout > 0:
                 for name in passes.values():
                     uniform = torch.rand(batch_size, *encoder.dropout_shape, generator=generator, device=device)
@@ -136,10 +136,14 @@ def critic_subset(config: SACConfig, generator: torch.Generator, device: torch.d
     return torch.randperm(size, generator=generator, device=device)[:count]
 
 
-def crop_noise(padding: int, generator: torch.Generator, batch_size: int, device: torch.device) -> Noise:
-    """Offsets of the random crops of observations and next observations, int64 [B, 2] each; none for padding 0."""
-    names = ("crop", "next_crop") if padding else ()
-    return {name: torch.randint(2 * padding + 1, (batch_size, 2), generator=generator, device=device) for name in names}
+def crop_noise(
+    names: Sequence[str], padding: int, generator: torch.Generator, batch_size: int, device: torch.device
+) -> Noise:
+    """Offsets of random crops by name, int64 [B, 2] each; none for padding 0."""
+    if not padding:
+        return {}
+    shape = (batch_size, 2)
+    return {name: torch.randint(2 * padding + 1, shape, generator=generator, device=device) for name in names}
 
 
 def image_preparation(image_keys: Sequence[str], config: SACConfig) -> Callable[[nn.ModuleDict, Batch, Noise], Batch]:

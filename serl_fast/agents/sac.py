@@ -161,9 +161,10 @@ def actor_objective(config: SACConfig, continuous_dim: int) -> Objective:
 
     def loss(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Loss:
         observations = batch["observations"]
-        features = networks["encoder"](observations, noise.get("dropout")).detach()
+        with torch.no_grad():
+            features = networks["encoder"](observations, noise.get("dropout"))
+            critic_features = features if "dropout" not in noise else networks["encoder"](observations)
         actions, log_probs = networks["actor"](features).sample(noise["actions"])
-        critic_features = features if "dropout" not in noise else networks["encoder"](observations).detach()
         q = networks["critic"](critic_features, actions).mean(0)  # [B]
         temperature = networks["temperature"]()
         entropy = -log_probs.mean()

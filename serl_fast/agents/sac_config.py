@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+import math
+from typing import Any, get_args
 
-from serl_fast.core import AdamConfig
+from serl_fast.core import AdamConfig, Compat
 from serl_fast.networks.mlp import known_activation
 from serl_fast.networks.policy import StdParameterization
 
-Compat = Literal["hil_serl"]
-
 UNSIZED_ENCODERS = ("small", "impala_small")
 """Encoders whose trunk takes images as they come; the others resize them to ``image_size``."""
+
+
+def check_networks(config: Any) -> None:
+    """Check the settings that SAC's and BC's networks share.
+
+    Raises:
+        ValueError: names the setting, its value and what is accepted.
+    """
+    if not config.hidden_widths or min(config.hidden_widths) < 1:
+        raise ValueError(f"hidden_widths is {config.hidden_widths}; at least one layer, of at least 1, is needed")
+    known_activation(config.activation)
+    if not 0 < config.std_min <= config.std_max < math.inf:
+        raise ValueError(f"std_min {config.std_min} and std_max {config.std_max}: 0 < std_min <= std_max is needed")
+    if config.fixed_std is not None and not all(0 < std < math.inf for std in config.fixed_std):
+        raise ValueError(f"fixed_std is {config.fixed_std}; standard deviations are positive and finite")
+    for name in ("frames", "proprioception_dim"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if min(config.image_size) < 1:
+        raise ValueError(f"image_size is {config.image_size}; both must be at least 1 pixel")
+    if not 0 <= config.encoder_dropout < 1:
+        raise ValueError(f"encoder_dropout is {config.encoder_dropout}; it must be in [0, 1)")
+    if config.crop_padding < 0:
+        raise ValueError(f"crop_padding is {config.crop_padding}; it must be at least 0")
+    if config.compat is not None and config.compat not in get_args(Compat):
+        raise ValueError(f"compat is {config.compat!r}; choose 'hil_serl' or None")
+    config.adam()  # its own checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,24 +105,23 @@ class SACConfig:
     compat: Compat | None = None
 
     def __post_init__(self) -> None:
+        check_networks(self)
+        if self.critic_ensemble_size < 1:
+            raise ValueError(f"critic_ensemble_size is {self.critic_ensemble_size}; it must be at least 1")
         kept = self.critic_subsample_size
         if kept is not None and not 1 <= kept <= self.critic_ensemble_size:
             raise ValueError(f"critic_subsample_size is {kept}; it must be in 1..{self.critic_ensemble_size}")
         if not 0 < self.target_update_rate <= 1:
             raise ValueError(f"target_update_rate is {self.target_update_rate}; it must be in (0, 1]")
-        if not 0 <= self.encoder_dropout < 1:
-            raise ValueError(f"encoder_dropout is {self.encoder_dropout}; it must be in [0, 1)")
-        if self.crop_padding < 0:
-            raise ValueError(f"crop_padding is {self.crop_padding}; it must be at least 0")
-        if self.compat is not None and self.compat not in get_args(Compat):
-            raise ValueError(f"compat is {self.compat!r}; choose 'hil_serl' or None")
+        for name in ("target_entropy", "reward_bias"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; it must be a finite number")
         if self.compat and self.weight_decay:
             raise ValueError(
                 "weight_decay with compat='hil_serl': the original would decay every parameter once for each of its "
                 "optimizers, which is not reproduced; leave one of the two out"
             )
-        known_activation(self.activation)
-        self.adam()  # its own checks
 
     def adam(self) -> AdamConfig:
         """Adam for everything but the temperature."""
@@ -117,6 +143,8 @@ class SACConfig:
             "critic_subsample_size": 2,
             "backup_entropy": True,
             "initial_temperature": 1.0,
+            "std_min": math.exp(-20),
+            "std_max": math.exp(2),
             "proprioception_dim": None,
         }
         return cls(**(redq | changes))

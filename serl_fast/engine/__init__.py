@@ -5,17 +5,18 @@ metrics = engine.update(batch, with_actor=True)
 """
 
 from serl_fast.engine.acting import PolicyRunner
+from serl_fast.engine.compiling import ExecutionError
 from serl_fast.engine.config import EngineConfig, default_execution
-from serl_fast.engine.engine import Engine, NonFiniteLossError, check_finite
+from serl_fast.engine.engine import Engine, NonFiniteLossError
 from serl_fast.engine.snapshot import PolicyPublisher, PolicySnapshot
 
 __all__ = [
     "Engine",
     "EngineConfig",
+    "ExecutionError",
     "NonFiniteLossError",
     "PolicyPublisher",
     "PolicyRunner",
     "PolicySnapshot",
-    "check_finite",
     "default_execution",
 ]

@@ -1,15 +1,19 @@
-"""The two choices of an engine: execution and precision."""
+"""The choices of an engine: execution, precision, and what happens where they can not be had."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
 Execution = Literal["eager", "compiled", "graphed"]
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+
+ACCELERATOR_CHECK_INTERVAL = 100
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,18 @@ class EngineConfig:
     Attributes:
         execution: "eager" runs operation by operation; "compiled" runs the whole step as one compiled graph;
             "graphed" replays the compiled step as one CUDA graph (not available yet, see ``check``).
-        precision: "float32"; "tf32" (float32 with TensorFloat-32 products, CUDA); "bfloat16" (autocast: weights, Adam
-            and targets stay float32); "float16" (needs loss scaling; not available yet).
+        precision: "float32"; "tf32" (float32 with TensorFloat-32 products, CUDA); "bfloat16" and "float16" (autocast:
+            products and convolutions in 16 bits; weights, Adam, targets and log-probabilities stay float32). "float16"
+            scales the losses, see ``serl_fast.engine.guard``.
+        strict: a step that does not compile is an error; otherwise it runs eagerly, which is said in one line.
+        check_interval: updates between two looks at the flag that an update was not finite, which waits for the
+            device; None: every update on the CPU, where there is nothing to wait for, else every 100.
     """
 
     execution: Execution = "eager"
     precision: Precision = "float32"
+    strict: bool = False
+    check_interval: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, accepted in (
@@ -33,6 +43,8 @@ class EngineConfig:
         ):
             if value not in accepted:
                 raise ValueError(f"{name} is {value!r}; choose one of {', '.join(accepted)}")
+        if self.check_interval is not None and self.check_interval < 1:
+            raise ValueError(f"check_interval is {self.check_interval}; it must be at least 1")
 
     def check(self, device: torch.device) -> None:
         """Refuse what cannot run on ``device``.
@@ -44,13 +56,20 @@ class EngineConfig:
             raise ValueError(
                 "execution 'graphed' (CUDA graph capture) is not available yet; choose 'compiled' or 'eager'"
             )
-        if self.precision == "float16":
-            raise ValueError(
-                "precision 'float16' needs loss scaling, which is not available in this version; "
-                "choose 'bfloat16', 'tf32' or 'float32'"
-            )
         if self.precision == "tf32" and device.type != "cuda":
             raise ValueError(f"precision 'tf32' needs a CUDA device, this is {device}; choose 'float32' or 'bfloat16'")
+
+    def check_interval_on(self, device: torch.device) -> int:
+        """``check_interval``, or what it is by default on ``device``."""
+        if self.check_interval is not None:
+            return self.check_interval
+        return 1 if device.type == "cpu" else ACCELERATOR_CHECK_INTERVAL
+
+    def autocast(self, device: torch.device) -> Any:
+        """The context of forward passes."""
+        if self.precision not in _AUTOCAST:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=_AUTOCAST[self.precision])
 
 
 def default_execution() -> Execution:

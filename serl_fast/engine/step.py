@@ -14,54 +14,72 @@ import torch
 from torch import Tensor, nn
 
 from serl_fast.core import AdamConfig, Agent, Batch, Noise, Objective, TargetUpdate
+from serl_fast.engine.guard import Guard, Outcome, Verdict
 
 Step = Callable[[Batch, Noise], dict[str, Tensor]]
 Function = TypeVar("Function")
 
 
 class AdamState:
-    """First and second moments of some parameters, and how many steps were taken.
+    """First and second moments of some parameters, how many steps were taken, and the learning rate.
 
-    The count is a tensor, since a compiled or captured step would freeze a Python number.
+    Count and learning rate are tensors, since a compiled or captured step would freeze a Python number.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], config: AdamConfig) -> None:
+        self.config = config
         self.parameters: list[Tensor] = list(parameters)
         self.first = [torch.zeros_like(p) for p in self.parameters]
         self.second = [torch.zeros_like(p) for p in self.parameters]
         self.count = torch.zeros((), device=self.parameters[0].device)
+        self.learning_rate = torch.full_like(self.count, config.learning_rate)  # before its schedule
 
     def tensors(self) -> list[Tensor]:
         """Everything that a checkpoint must hold."""
         return [self.count, *self.first, *self.second]
 
 
-def adam_move(state: AdamState, gradients: Sequence[Tensor], config: AdamConfig) -> tuple[list[Tensor], Tensor]:
+def adam_move(state: AdamState, gradients: Sequence[Tensor], take: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
     """Take a gradient into Adam's moments, in place; how far each parameter is to move, and the learning rate.
 
     m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;
     move = -lr ((m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay p).
 
+    Args:
+        state: moments and count, changed in place.
+        gradients: one for each parameter.
+        take: bool scalar; where it is false moments and count stay as they are and every move is zero, whatever the
+            gradient. None: the step is taken.
+
     Source: Kingma & Ba 2015, algorithm 1; equal to ``torch.optim.AdamW`` (``Adam`` without weight decay).
     """
-    gradients = list(gradients)
+    config, gradients = state.config, list(gradients)
+    if take is not None:
+        gradients = [torch.where(take, gradient, 0.0) for gradient in gradients]  # NaN * 0 would be NaN
     if config.clip_gradient_norm is not None:
         gradients = clip_by_global_norm(gradients, config.clip_gradient_norm)
-    learning_rate = config.learning_rate_at(state.count)
-    state.count.add_(1)
-    torch._foreach_lerp_(state.first, gradients, 1 - config.beta1)
-    torch._foreach_mul_(state.second, config.beta2)
+    learning_rate = config.learning_rate_at(state.count, state.learning_rate)
+    state.count.add_(1 if take is None else take.to(state.count.dtype))
+    if take is None:
+        torch._foreach_lerp_(state.first, gradients, 1 - config.beta1)
+        torch._foreach_mul_(state.second, config.beta2)
+    else:
+        # m + w (m - m) is m to the bit; a weight of 0 in a tensor would do too, at twice the time when compiled.
+        drawn_to = [torch.where(take, gradient, m) for gradient, m in zip(gradients, state.first, strict=True)]
+        torch._foreach_lerp_(state.first, drawn_to, 1 - config.beta1)
+        torch._foreach_mul_(state.second, torch.where(take, torch.full_like(state.count, config.beta2), 1.0))
     torch._foreach_addcmul_(state.second, gradients, gradients, 1 - config.beta2)
     # 1 - b^t as -expm1(t log b): the plain form loses half of float32's digits in the first steps.
-    correction1 = -torch.expm1(state.count * math.log(config.beta1))
-    correction2 = (-torch.expm1(state.count * math.log(config.beta2))).sqrt()
+    count = state.count if take is None else state.count.clamp(min=1)  # before the first step nothing divides by 0
+    correction1 = -torch.expm1(count * math.log(config.beta1))
+    correction2 = (-torch.expm1(count * math.log(config.beta2))).sqrt()
     denominators = torch._foreach_div(torch._foreach_sqrt(state.second), correction2)
     torch._foreach_add_(denominators, config.epsilon)
     torch._foreach_mul_(denominators, correction1)
     moves = torch._foreach_div(state.first, denominators)
     if config.weight_decay:
         torch._foreach_add_(moves, state.parameters, alpha=config.weight_decay)
-    torch._foreach_mul_(moves, -learning_rate)
+    torch._foreach_mul_(moves, -learning_rate if take is None else torch.where(take, -learning_rate, 0.0))
     return list(moves), learning_rate
 
 
@@ -72,8 +90,8 @@ def clip_by_global_norm(gradients: list[Tensor], largest: float) -> list[Tensor]
     return list(torch._foreach_mul(gradients, (largest / norm).clamp(max=1.0)))
 
 
-def average_targets(networks: nn.ModuleDict, updates: Sequence[TargetUpdate]) -> None:
-    """Move each target towards its source, in place."""
+def average_targets(networks: nn.ModuleDict, updates: Sequence[TargetUpdate], take: Tensor | None = None) -> None:
+    """Move each target towards its source, in place; where ``take`` is false it stays as it is."""
     for update in updates:
         # Users may wrap a network by torch.compile, which puts it under this name.
         sources = {name.removeprefix("_orig_mod."): p for name, p in networks[update.source].named_parameters()}
@@ -83,7 +101,12 @@ def average_targets(networks: nn.ModuleDict, updates: Sequence[TargetUpdate]) ->
         values: list[Tensor] = [sources[name] for name in named]
         if targets:
             # Not lerp: the original rounds tau * source and (1 - tau) * target one after the other.
-            torch._foreach_mul_(targets, 1 - update.rate)
+            if take is None:
+                torch._foreach_mul_(targets, 1 - update.rate)
+            else:
+                values = [torch.where(take, value, 0.0) for value in values]
+                kept = torch.full((), 1 - update.rate, device=take.device)
+                torch._foreach_mul_(targets, torch.where(take, kept, 1.0))
             torch._foreach_add_(targets, values, alpha=update.rate)
 
 
@@ -99,6 +122,7 @@ def build_step(
     *,
     with_actor: bool,
     compile_part: Callable[[Any], Any] = as_it_is,
+    guard: Guard | None = None,
 ) -> Step:
     """Assemble the step from the agent's objectives.
 
@@ -113,6 +137,7 @@ def build_step(
         autocast: the precision context of forward passes.
         with_actor: include the actor's objectives.
         compile_part: applied to the preparation and to every loss, where the whole step can not be compiled as one.
+        guard: takes back what is not finite, and scales the losses; None: everything is taken as it comes.
 
     Returns:
         A function (batch, noise) -> metrics, detached scalars named ``<objective>/<metric>``, and
@@ -122,63 +147,115 @@ def build_step(
     asked = (agent.critic_step, agent.actor_step) if with_actor else (agent.critic_step,)
     groups = [group for group in asked if group]  # a classifier has no actor
     prepare = compile_part(agent.prepare)
-    losses = {objective.name: compile_part(objective.loss) for group in groups for objective in group}
-
-    def gradients_of(
-        objective: Objective, reached: list[Tensor], batch: Batch, noise: Noise, metrics: dict[str, Tensor]
-    ) -> list[Tensor]:
-        with autocast:
-            loss = losses[objective.name](networks, batch, noise)
-        metrics.update({f"{objective.name}/{key}": value for key, value in loss.metrics.items()})
-        # What a loss does not reach (camera heads behind a detach) has gradient zero.
-        return list(torch.autograd.grad(loss.value, reached, allow_unused=True, materialize_grads=True))
+    gradients_of = _gradient_function(agent, groups, autocast, compile_part, guard)
 
     # Where each Adam's parameters stand among all: an encoder may belong to several of them.
     parameters = list(dict.fromkeys(p for state in adam.values() for p in state.parameters))
     place_of = {p: place for place, p in enumerate(parameters)}
     places = {name: [place_of[p] for p in state.parameters] for name, state in adam.items()}
 
-    def take_steps(gradients: dict[str, list[Tensor]], metrics: dict[str, Tensor]) -> None:
+    def take_steps(gradients: dict[str, list[Tensor]], metrics: dict[str, Tensor], take: Tensor | None) -> None:
         moves: dict[int, Tensor] = {}
         for name, gradient in gradients.items():
-            steps, rate = adam_move(adam[name], gradient, agent.optimizers.get(name, AdamConfig()))
+            steps, rate = adam_move(adam[name], gradient, take)
             metrics[f"{name}/learning_rate"] = rate
             for place, move in zip(places[name], steps, strict=True):
                 moves[place] = moves[place] + move if place in moves else move
         if moves:
             torch._foreach_add_([parameters[place] for place in moves], list(moves.values()))
 
-    def by_networks(batch: Batch, noise: Noise, metrics: dict[str, Tensor]) -> None:
+    def minimise_by_networks(batch: Batch, noise: Noise, metrics: dict[str, Tensor]) -> Verdict | None:
+        verdict = guard.begin() if guard else None
         for group in groups:
             sums: dict[str, list[Tensor]] = {}
+            outcomes: list[Outcome] = []
             for objective in group:
                 trained = [name for name in objective.trains if name in adam]
                 reached = [p for name in trained for p in adam[name].parameters]
-                gradients = gradients_of(objective, reached, batch, noise, metrics)
+                gradients, outcome = gradients_of(objective, reached, batch, noise, metrics)
+                outcomes.append(outcome)
                 for name in trained:
                     count = len(adam[name].parameters)
                     share, gradients = gradients[:count], gradients[count:]
                     sums[name] = share if name not in sums else [a + b for a, b in zip(sums[name], share, strict=True)]
             with torch.no_grad():
-                take_steps(sums, metrics)
+                if verdict:
+                    verdict = verdict.after(outcomes)
+                take_steps(sums, metrics, verdict.take if verdict else None)
+        return verdict
 
-    def by_objectives(batch: Batch, noise: Noise, metrics: dict[str, Tensor]) -> None:
+    def minimise_by_objectives(batch: Batch, noise: Noise, metrics: dict[str, Tensor]) -> Verdict | None:
+        verdict = guard.begin() if guard else None
         gradients = {name: [torch.zeros_like(p) for p in state.parameters] for name, state in adam.items()}
+        outcomes: list[Outcome] = []
         for objective in (objective for group in groups for objective in group):
             reached = adam[objective.name].parameters
-            gradients[objective.name] = gradients_of(objective, reached, batch, noise, metrics)
+            gradients[objective.name], outcome = gradients_of(objective, reached, batch, noise, metrics)
+            outcomes.append(outcome)
         with torch.no_grad():
-            take_steps(gradients, metrics)
+            if verdict:
+                verdict = verdict.after(outcomes)
+            take_steps(gradients, metrics, verdict.take if verdict else None)
+        return verdict
 
-    minimise = by_objectives if agent.optimize == "objectives" else by_networks
+    minimise = minimise_by_objectives if agent.optimize == "objectives" else minimise_by_networks
 
     def step(batch: Batch, noise: Noise) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
         with torch.no_grad(), autocast:
-            batch = prepare(networks, batch, noise)
-        minimise(batch, noise, metrics)
+            prepared = prepare(networks, batch, noise)
+        verdict = minimise(prepared, noise, metrics)
+        take = verdict.take if verdict else None
         with torch.no_grad():
-            average_targets(networks, agent.targets)
+            average_targets(networks, agent.targets, take)
+            if guard and verdict:
+                guard.settle(verdict, {"batch": batch, "noise": noise}, with_actor=with_actor)
+                metrics.update(guard.metrics())
         return metrics
 
     return step
+
+
+GradientFunction = Callable[
+    [Objective, list[Tensor], Batch, Noise, dict[str, Tensor]],
+    tuple[list[Tensor], Outcome],
+]
+
+
+def _gradient_function(
+    agent: Agent,
+    groups: Sequence[Sequence[Objective]],
+    autocast: torch.autocast,
+    compile_part: Callable[[Any], Any],
+    guard: Guard | None,
+) -> GradientFunction:
+    """(objective, parameters, batch, noise, metrics to add to) -> gradients, and what the guard wants to know."""
+    losses = {objective.name: compile_part(objective.loss) for group in groups for objective in group}
+    scaled = guard is not None and guard.scaled
+
+    def gradients_of(
+        objective: Objective, reached: list[Tensor], batch: Batch, noise: Noise, metrics: dict[str, Tensor]
+    ) -> tuple[list[Tensor], Outcome]:
+        with autocast:
+            loss = losses[objective.name](agent.networks, batch, noise)
+        metrics.update({f"{objective.name}/{key}": value for key, value in loss.metrics.items()})
+        value = loss.value
+        if scaled:
+            assert guard is not None
+            value = value * guard.loss_scale
+        # What a loss does not reach (camera heads behind a detach) has gradient zero.
+        gradients = list(torch.autograd.grad(value, reached, allow_unused=True, materialize_grads=True))
+        with torch.no_grad():
+            if scaled:
+                assert guard is not None
+                torch._foreach_div_(gradients, guard.loss_scale)
+            return gradients, Outcome(loss.value.detach().float().reshape(()), _norm(gradients, loss.value))
+
+    return gradients_of
+
+
+def _norm(gradients: list[Tensor], like: Tensor) -> Tensor:
+    """The norm of all gradients together, float32; infinite where a square would overflow in Adam."""
+    if not gradients:
+        return torch.zeros((), device=like.device)
+    return torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).norm()

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from serl_fast.agents.bc import BCConfig
+from serl_fast.agents.hybrid_sac import ARM_DIM, CHOICES
+from serl_fast.agents.sac_config import SACConfig
 from serl_fast.interop.flax_trees import ParameterTrees, Tree, trees_of
+from serl_fast.rewards.classifier import ClassifierConfig
+from serl_fast.rewards.vice import ViceConfig
 
-GRIPPER_CHOICES = 3
-ARM_DIM = 6
+CONFIGS: dict[str, type[Any]] = {
+    "sac": SACConfig,
+    "hybrid_sac": SACConfig,
+    "bc": BCConfig,
+    "vice": ViceConfig,
+    "reward_classifier": ClassifierConfig,
+}
+"""The configuration of each algorithm that the original has too."""
+
+_RESNET_CHANNELS = 512
 
 
 def infer_settings(
@@ -17,19 +31,35 @@ def infer_settings(
 ) -> dict[str, Any]:
     """The settings of the agent or classifier that a tree belongs to, as ``Agent.settings`` has them.
 
-    Shapes tell the state's width, the layers, LayerNorm, the critics, the cameras, stacked frames, the grippers and
-    whether the standard deviation depends on the state. They do not tell activations, limits of the standard
-    deviation, or how the agent is trained: those have HIL-SERL's values unless ``config`` says otherwise.
+    Shapes tell the state's width, the layers, LayerNorm, the critics, the cameras, the grippers, whether the standard
+    deviation depends on the state, and most of the poolings. They do not tell activations, limits of the standard
+    deviation, average from max pooling, the image size of all but ResNets with spatial embeddings, stacked frames
+    where a state without a branch is as wide as a frame's features, or how the agent is trained: those have
+    HIL-SERL's values unless ``config`` says otherwise.
 
     Args:
         trees: see ``load_params``.
         image_keys: the cameras in the order of the original's configuration, in which their features are concatenated;
             the tree has them in alphabetical order. Needed for two cameras and more.
-        config: fields of the algorithm's configuration, such as ``activation``, ``std_parameterization`` or ``compat``.
+        config: fields of the algorithm's configuration, such as ``activation``, ``std_parameterization`` or ``compat``;
+            ``compat`` does nothing to a reward classifier, which is trained as in the original.
 
     Raises:
-        ValueError: the tree is of no agent that is known here, or not all of it; or the order of cameras is not given.
+        ValueError: the tree is of no agent that is known here, or not all of it; the order of cameras or a pooling is
+            not given; or ``config`` has a field that the algorithm does not have.
     """
+    settings = _infer(trees, image_keys, config)
+    algorithm = settings["algorithm"]
+    known = {field.name for field in dataclasses.fields(CONFIGS[algorithm])}
+    unknown = sorted(set(settings["config"]) - known)
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: not a setting of {algorithm!r}; it has {', '.join(sorted(known))}")
+    return settings
+
+
+def _infer(
+    trees: ParameterTrees | Mapping[str, Any], image_keys: Sequence[str] | None, config: dict[str, Any]
+) -> dict[str, Any]:
     tree = (trees if isinstance(trees, ParameterTrees) else trees_of(trees)).params
     for path, value in tree.items():
         if not value.size:
@@ -65,7 +95,7 @@ def _agent(tree: Tree, image_keys: Sequence[str] | None, config: dict[str, Any])
                 f"the critics' layers are {list(of_critics)}, the policy's {list(widths)}; here they agree"
             )
         found["critic_ensemble_size"] = _size(tree, f"{path}/Dense_0/kernel", 0)
-    state_dim, cameras, of_encoder = _encoder(tree, "modules_actor/encoder/", image_keys, widths)
+    state_dim, cameras, of_encoder = _encoder(tree, "modules_actor/encoder/", image_keys, widths, config)
     action_dim = _size(tree, "modules_actor/Dense_0/bias", 0)
     settings = {"algorithm": "sac" if critics else "bc", "state_dim": state_dim, "action_dim": action_dim}
     if "modules_grasp_critic/Dense_0/bias" in tree:
@@ -82,7 +112,7 @@ def _std(tree: Tree) -> str:
 def _grippers(tree: Tree, action_dim: int) -> int:
     choices = _size(tree, "modules_grasp_critic/Dense_0/bias", 0)
     for grippers in (1, 2):
-        if choices == GRIPPER_CHOICES**grippers and action_dim == ARM_DIM * grippers:
+        if choices == CHOICES**grippers and action_dim == ARM_DIM * grippers:
             return grippers
     raise ValueError(
         f"{action_dim} continuous actions with {choices} choices of the grippers; known are 6 with 3 and 12 with 9"
@@ -90,7 +120,7 @@ def _grippers(tree: Tree, action_dim: int) -> int:
 
 
 def _encoder(
-    tree: Tree, root: str, image_keys: Sequence[str] | None, widths: Sequence[int]
+    tree: Tree, root: str, image_keys: Sequence[str] | None, widths: Sequence[int], config: Mapping[str, Any]
 ) -> tuple[int, list[str], dict[str, Any]]:
     """Width of the state, cameras, and what the configuration says of the encoder."""
     cameras = _cameras(tree, root, image_keys)
@@ -100,10 +130,9 @@ def _encoder(
     found: dict[str, Any] = {"proprioception_dim": latent or None}
     of_cameras = 0
     if cameras:
-        kind, size = _camera_kind(tree, f"{root}encoder_{cameras[0]}/")
-        found |= {"encoder": kind} | size
+        found |= _camera_kind(tree, f"{root}encoder_{cameras[0]}/", config)
         width = _size(tree, f"{root}encoder_{cameras[0]}/Dense_0/bias", 0) * len(cameras)
-        found["frames"] = max(1, (features - latent) // width)
+        found["frames"] = config.get("frames") or max(1, (features - latent) // width)
         of_cameras = width * found["frames"]
     state_dim = features - of_cameras if branch is None else int(branch.shape[0])
     if state_dim < 0 or (branch is not None and of_cameras + latent != features):
@@ -113,13 +142,28 @@ def _encoder(
     return state_dim, cameras, found
 
 
-def _camera_kind(tree: Tree, prefix: str) -> tuple[str, dict[str, Any]]:
-    """Kind of image encoder, and the image size where the shapes tell it."""
-    kernel = tree.get(f"{prefix}SpatialLearnedEmbeddings_0/kernel")
-    size = {} if kernel is None else {"image_size": (32 * int(kernel.shape[0]), 32 * int(kernel.shape[1]))}
-    if f"{prefix}conv_init/kernel" in tree:
-        return "resnet", size
-    return ("small", {}) if f"{prefix}Conv_0/kernel" in tree else ("resnet-pretrained", size)
+def _camera_kind(tree: Tree, prefix: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Kind of image encoder, its pooling where that is not the kind's own, and the image size where it is told."""
+    embeddings = tree.get(f"{prefix}SpatialLearnedEmbeddings_0/kernel")
+    if f"{prefix}Conv_0/kernel" in tree and f"{prefix}conv_init/kernel" not in tree:
+        channels = _size(tree, f"{prefix}Conv_3/bias", 0)
+        pooling = "spatial_embeddings" if embeddings is not None else _pooling(tree, prefix, channels)
+        return {"encoder": "small"} | ({} if pooling == "average" else {"pooling": pooling})
+    found: dict[str, Any] = {"encoder": "resnet" if f"{prefix}conv_init/kernel" in tree else "resnet-pretrained"}
+    if embeddings is not None:
+        return found | {"image_size": (32 * int(embeddings.shape[0]), 32 * int(embeddings.shape[1]))}
+    pooling = _pooling(tree, prefix, _RESNET_CHANNELS)
+    if pooling == "average" and config.get("pooling") is None:
+        raise ValueError(
+            f"{prefix!r} has no spatial embeddings, and the shapes do not tell average from max: give pooling"
+        )
+    return found | {"pooling": pooling}
+
+
+def _pooling(tree: Tree, prefix: str, channels: int) -> str:
+    """The pooling without parameters that gives as many features as the dense layer reads; "max" is as "average"."""
+    features = _size(tree, f"{prefix}Dense_0/kernel", 0)
+    return {channels: "average", 2 * channels: "spatial_softmax"}.get(features, "none")
 
 
 def _cameras(tree: Tree, root: str, image_keys: Sequence[str] | None) -> list[str]:
@@ -144,14 +188,15 @@ def _classifier(tree: Tree, image_keys: Sequence[str] | None, config: dict[str, 
     cameras = _cameras(tree, root, image_keys)
     if not cameras:
         raise ValueError(f"no camera below {root!r}")
-    kind, size = _camera_kind(tree, f"{root}encoder_{cameras[0]}/")
     bottleneck = _size(tree, f"{root}encoder_{cameras[0]}/Dense_0/bias", 0)
-    found: dict[str, Any] = {"hidden": _size(tree, f"{hidden}/bias", 0), "encoder": kind} | size
+    found: dict[str, Any] = {"hidden": _size(tree, f"{hidden}/bias", 0)}
+    found |= _camera_kind(tree, f"{root}encoder_{cameras[0]}/", config)
     found["frames"] = max(1, _size(tree, f"{hidden}/kernel", 0) // (bottleneck * len(cameras)))
     if vice:
-        found["bottleneck"] = bottleneck
+        found |= {"bottleneck": bottleneck, "compat": "hil_serl"}
     else:
         found["classes"] = _size(tree, f"{head}/bias", 0)
+        config = {name: value for name, value in config.items() if name != "compat"}
     algorithm = "vice" if vice else "reward_classifier"
     return {"algorithm": algorithm, "image_keys": cameras, "config": found | config}
 

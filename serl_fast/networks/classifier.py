@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from serl_fast.networks.encoder import make_encoder
-from serl_fast.networks.mlp import MLP
+from serl_fast.networks.mlp import MLP, at_least_float32
 from serl_fast.networks.resnet10 import truncated_normal_
 
 
@@ -109,7 +109,7 @@ class RewardClassifier(nn.Module):
         """
         features = self.encoder(observations, dropout)
         logits: Tensor = self.head(self.hidden(features, None if hidden_dropout is None else (hidden_dropout,)))
-        return logits
+        return at_least_float32(logits)
 
     @torch.no_grad()
     def probabilities(self, observations: Mapping[str, Tensor | np.ndarray]) -> Tensor:

@@ -8,7 +8,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from serl_fast.networks.mlp import MLP, StackedLayerNorm, StackedLinear, activation, known_activation, linear
+from serl_fast.networks.mlp import (
+    MLP,
+    StackedLayerNorm,
+    StackedLinear,
+    activation,
+    at_least_float32,
+    known_activation,
+    linear,
+)
 
 
 class CriticEnsemble(nn.Module):
@@ -72,7 +80,7 @@ class CriticEnsemble(nn.Module):
                 x = self.norms[index](x, members)
             x = activation(self.activation, x)
         q = x @ self.head.weight + self.head.bias if self.shared_head else self.head(x, members)
-        return q.squeeze(-1)  # [E, B]
+        return at_least_float32(q).squeeze(-1)  # [E, B]
 
 
 class GraspCritic(nn.Module):
@@ -104,4 +112,4 @@ class GraspCritic(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [B, D] to [B, G]."""
-        return self.head(self.trunk(features))
+        return at_least_float32(self.head(self.trunk(features)))

@@ -44,6 +44,15 @@ def known_activation(name: str) -> str:
     return name
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x``, as float32 where it is a 16-bit float: under autocast a network's output is in half precision.
+
+    Values, logits and the parameters of distributions leave their network through this, so that targets,
+    log-probabilities and losses are computed in float32.
+    """
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def linear(inputs: int, outputs: int) -> nn.Linear:
     """A dense layer with Xavier-uniform weights, bound sqrt(6 / (in + out)), and zero bias."""
     layer = nn.Linear(inputs, outputs)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from serl_fast.networks.mlp import MLP, linear
+from serl_fast.networks.mlp import MLP, at_least_float32, linear
 
 StdParameterization = Literal["exp", "softplus", "uniform", "fixed"]
 
@@ -150,13 +150,13 @@ class Policy(nn.Module):
             temperature: multiplies the variance; an entropy-regularised policy's optimal std grows so.
         """
         hidden = self.trunk(features, dropout)
-        mean = self.mean(hidden)
+        mean = at_least_float32(self.mean(hidden))
         std = self._std(hidden).clamp(self.std_min, self.std_max).expand_as(mean)
         return ActionDistribution(mean, std if temperature == 1.0 else std * math.sqrt(temperature), self.squash)
 
     def _std(self, hidden: Tensor) -> Tensor:
         if self.log_std is not None:
-            raw = self.log_std(hidden)
+            raw = at_least_float32(self.log_std(hidden))
             return raw.exp() if self.std_parameterization == "exp" else F.softplus(raw)
         if self.log_stds is not None:
             return self.log_stds.exp()

@@ -202,7 +202,7 @@ def _norm_names(source: str, target: str) -> Iterator[tuple[str, str]]:
     yield f"{source}/bias", f"{target}.bias"
 
 
-def load_resnet10_params(module: ResNet10, parameters: Mapping[str, Any] | str | Path) -> None:
+def load_resnet10_params(module: ResNet10, parameters: Mapping[str, Any] | str | Path) -> tuple[str, ...]:
     """Copy pretrained parameters into the trunk; nothing is changed unless all of them fit.
 
     Args:
@@ -212,9 +212,13 @@ def load_resnet10_params(module: ResNet10, parameters: Mapping[str, Any] | str |
             holds it (``resnet10_params.pkl`` of SERL). Further top-level keys are ignored, as in the
             original.
 
+    Returns:
+        The top-level keys that were ignored, sorted.
+
     Raises:
-        ValueError: the file holds anything but arrays in containers, or a parameter is missing or has another
-            shape.
+        ValueError: the file holds anything but arrays in containers; a parameter is missing, has another shape or
+            holds a value that is not finite; or there is one, below a top-level key that is read, that the trunk does
+            not have.
 
     Source: ``serl_launcher/utils/train_utils.py::load_resnet10_params``.
     """
@@ -224,19 +228,44 @@ def load_resnet10_params(module: ResNet10, parameters: Mapping[str, Any] | str |
         parameters = safe_pickle.load(parameters)
         if not isinstance(parameters, Mapping):
             raise ValueError(f"{source} holds a {type(parameters).__name__}; expected a dict of ResNet-10 parameters")
+    names = dict(_leaf_names())
+    read = {path.partition("/")[0] for path in names}
+    unknown = [path for key in sorted(read) for path in _unknown(parameters.get(key), key, names)]
+    if unknown:
+        raise ValueError(f"{source}: the trunk has no parameters {', '.join(map(repr, unknown))}")
     state = module.state_dict()
-    loaded: dict[str, Tensor] = {}
-    for path, name in _leaf_names():
-        leaf: Any = parameters
-        for key in path.split("/"):
-            if not isinstance(leaf, Mapping) or key not in leaf:
-                raise ValueError(f"{source}: parameter {path!r} is missing")
-            leaf = leaf[key]
-        value = torch.from_numpy(np.array(leaf, dtype=np.float32))
-        if value.dim() == 4:
-            value = value.permute(3, 2, 0, 1)  # HWIO -> OIHW
-        if value.shape != state[name].shape:
-            expected = tuple(state[name].permute(2, 3, 1, 0).shape if state[name].dim() == 4 else state[name].shape)
-            raise ValueError(f"{source}: parameter {path!r} has shape {np.shape(leaf)}; the trunk takes {expected}")
-        loaded[name] = value
-    module.load_state_dict(loaded)
+    module.load_state_dict({name: _leaf(parameters, path, state[name], source) for path, name in names.items()})
+    return tuple(sorted(str(key) for key in parameters if key not in read))
+
+
+def _unknown(tree: Any, prefix: str, names: Mapping[str, str]) -> Iterator[str]:
+    """Paths below ``prefix`` that lead to no parameter; what lies below such a path is not looked at."""
+    if prefix in names or not isinstance(tree, Mapping):
+        return
+    for key, value in tree.items():
+        path = f"{prefix}/{key}"
+        if path in names or any(name.startswith(f"{path}/") for name in names):
+            yield from _unknown(value, path, names)
+        else:
+            yield path
+
+
+def _leaf(parameters: Mapping[str, Any], path: str, like: Tensor, source: str) -> Tensor:
+    """The parameter at ``path`` in the layout of ``like``."""
+    leaf: Any = parameters
+    for key in path.split("/"):
+        if not isinstance(leaf, Mapping) or key not in leaf:
+            raise ValueError(f"{source}: parameter {path!r} is missing")
+        leaf = leaf[key]
+    array = np.asarray(leaf)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{source}: parameter {path!r} is a {type(leaf).__name__} of {array.dtype}; expected floats")
+    expected = tuple(like.permute(2, 3, 1, 0).shape if like.dim() == 4 else like.shape)
+    if array.shape != expected:
+        raise ValueError(f"{source}: parameter {path!r} has shape {array.shape}; the trunk takes {expected}")
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is named
+        value = torch.from_numpy(np.array(array, dtype=np.float32))
+    wrong = int((~torch.isfinite(value)).sum())
+    if wrong:
+        raise ValueError(f"{source}: parameter {path!r} has {wrong} of {array.size} values that are not finite")
+    return value.permute(3, 2, 0, 1) if value.dim() == 4 else value  # HWIO -> OIHW

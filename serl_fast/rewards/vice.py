@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from serl_fast.core import AdamConfig, Agent, Batch, Loss, Noise, Objective, Observations
+from serl_fast.core import AdamConfig, Agent, Batch, Compat, Loss, Noise, Objective, Observations
 from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.classifier import Discriminator
 from serl_fast.networks.encoder import dropout_mask
 
-Compat = Literal["hil_serl"]
 NORM_EPSILON = 1e-6  # added to every squared entry of the penalised gradient, as in the original
 
 

@@ -173,7 +173,7 @@ def test_it_is_rebuilt_from_its_settings():
     [
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"encoder_dropout": -0.1}, "encoder_dropout is -0.1"),
-        ({"hidden_widths": ()}, "hidden_widths is empty"),
+        ({"hidden_widths": ()}, "hidden_widths is \\(\\); at least one layer"),
         ({"crop_padding": -1}, "crop_padding is -1"),
         ({"compat": "serl"}, "compat is 'serl'"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),

@@ -60,7 +60,8 @@ def test_both_cameras_are_cropped_alike_and_encoded_in_one_pass(grippers):
         for half, part, offsets in ((0, "observations", "crop"), (1, "next_observations", "next_crop")):
             rows = slice(4 * half, 4 * half + 4)
             assert torch.equal(images[camera, rows], random_crop(batch[part][key], noise[offsets]))
-            assert torch.equal(prepared[part][key], trunk(images[camera, rows]))
+            # Not bit for bit: convolutions of another batch size may add in another order.
+            torch.testing.assert_close(prepared[part][key], trunk(images[camera, rows]), rtol=1e-5, atol=1e-5)
     assert batch["observations"]["front"].dtype == torch.uint8  # the caller's batch stays as it was
 
 

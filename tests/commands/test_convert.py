@@ -19,7 +19,7 @@ from serl_fast.agents.sac_config import SACConfig
 from serl_fast.checkpoint import load_checkpoint, save_checkpoint
 from serl_fast.interop.flax_agents import export_params
 from serl_fast.interop.flax_trees import ParameterTrees, read_trees, write_trees
-from serl_fast.interop.policies import load_policy
+from serl_fast.interop.policies import build, load_policy, save_policy
 from serl_fast.networks.classifier import RewardClassifier
 
 pytest.importorskip("msgpack", reason="msgpack is not installed (extra interop)")
@@ -158,6 +158,73 @@ def test_an_agent_with_a_trained_cnn_comes_back(tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in content["networks"].items())
 
 
+def test_what_shapes_do_not_tell_is_told_by_flags(tmp_path):
+    config = SACConfig(
+        hidden_widths=(8,),
+        encoder="small",
+        image_size=(48, 48),
+        proprioception_dim=None,
+        compat="hil_serl",
+        pooling="max",
+        activation="relu",
+        std_parameterization="softplus",
+        std_min=0.1,
+        std_max=0.9,
+    )
+    agent = sac(256, 7, ("front",), config)
+    source, output = write_trees(tmp_path / "a.msgpack", export_params(agent.networks)), tmp_path / "a.safetensors"
+    flags = ["--pooling", "max", "--frames", "1", "--image_size", "48", "48", "--activation", "relu"]
+    run(source, output, *flags, "--std_parameterization", "softplus", "--std_min", "0.1", "--std_max", "0.9")
+    loaded, _ = load_policy(output)
+    assert loaded.settings == agent.settings
+    images = torch.randint(0, 256, (2, 48, 48, 3), dtype=torch.uint8)
+    observations = {"state": torch.randn(2, 256), "front": images}
+    with torch.no_grad():
+        expected = agent.policy(agent.networks, observations, None)
+        assert torch.equal(loaded.policy(loaded.networks, observations, None), expected)
+
+
+@pytest.mark.parametrize(("flag", "expected"), [((), "hil_serl"), (("--compat", "none"), None)])
+@pytest.mark.parametrize("algorithm", ["vice", "bc", "reward_classifier"])
+def test_compat_does_what_its_help_says(algorithm, flag, expected, tmp_path):
+    settings = {"algorithm": algorithm, "image_keys": ["a"], "config": {"encoder": "small"}}
+    settings |= {"state_dim": 3, "action_dim": 7} if algorithm == "bc" else {}
+    source = write_trees(tmp_path / "a.msgpack", export_params(build(settings).networks))
+    assert run(source, tmp_path / "a.pth", *flag) == 0
+    config = load_checkpoint(tmp_path / "a.pth")["agent"]["config"]
+    if algorithm == "reward_classifier":
+        assert "compat" not in config
+    else:
+        assert config["compat"] == expected
+
+
+def test_a_flag_that_the_algorithm_does_not_have_is_named(hybrid, tmp_path):
+    with pytest.raises(ValueError, match="squash: not a setting of 'hybrid_sac'; it has activation, "):
+        run(hybrid[1], tmp_path / "a.pth", "--squash")
+    assert not (tmp_path / "a.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithm": "mine"}, "its algorithm is 'mine'; convert knows sac, hybrid_sac, bc, vice, reward_classifier"),
+        ({"algorithm": None}, "its algorithm is None; convert knows sac"),
+        ({"config": {"encoder": "custom"}}, "its image trunk is a module of your own, which convert can not build"),
+    ],
+)
+def test_an_agent_of_ones_own_is_converted_in_python(changes, message, tmp_path):
+    agent = sac(4, 6, (), SACConfig(hidden_widths=(8, 8)))
+    model, output = tmp_path / "model.pth", tmp_path / "p.safetensors"
+    save_checkpoint(model, {"agent": agent.settings | changes, "networks": agent.networks.state_dict(), "env": "x"})
+    with pytest.raises(ValueError, match=message) as error:
+        run(model, output)
+    assert "--algorithm" not in str(error.value)
+    # What the message says to do.
+    read, facts = load_policy(model, lambda settings: sac(4, 6, (), SACConfig(hidden_widths=(8, 8))))
+    save_policy(output, read, facts)
+    assert load_policy(output)[1]["env"] == "x"
+
+
 def test_what_has_no_place_stops_the_conversion_unless_told_otherwise(hybrid, tmp_path, capsys):
     trees = read_trees(hybrid[1])
     trees.params["modules_actor/Dense_9/bias"] = np.zeros(3, np.float32)
@@ -201,5 +268,5 @@ def test_every_flag_is_explained(capsys):
     with pytest.raises(SystemExit):
         convert.run(["--help"])
     text = capsys.readouterr().out
-    for word in ("--separate_heads", "last layer", "--image_keys", "order of the"):
+    for word in ("--separate_heads", "last layer", "--image_keys", "order of the", "--pooling", "--frames"):
         assert word in text

@@ -146,6 +146,63 @@ def test_sizes_are_read_off_the_shapes():
     assert build(settings).settings == agent.settings
 
 
+@pytest.mark.parametrize(
+    ("encoder", "pooling", "told"),
+    [
+        ("small", None, True),
+        ("small", "spatial_embeddings", True),
+        ("small", "spatial_softmax", True),
+        ("small", "none", True),
+        ("small", "max", False),
+        ("resnet", None, True),
+        ("resnet", "spatial_softmax", True),
+        ("resnet", "none", True),
+        ("resnet", "average", False),
+        ("resnet-pretrained", "max", False),
+    ],
+)
+def test_poolings_are_read_where_shapes_tell_them(encoder, pooling, told):
+    config = SACConfig(
+        hidden_widths=(8,),
+        encoder=encoder,
+        pooling=pooling,
+        image_size=(64, 96),
+        proprioception_dim=4,
+        compat="hil_serl",
+    )
+    agent = sac(3, 2, ("a",), config)
+    trees, given = export_params(agent.networks), {"image_size": (64, 96)}
+    if not told and encoder != "small":
+        with pytest.raises(ValueError, match="do not tell average from max: give pooling"):
+            infer_settings(trees, **given)
+    given |= {} if told else {"pooling": pooling}
+    other = build(infer_settings(trees, **given))
+    assert other.settings == agent.settings
+    load_params(other.networks, trees)
+    assert same(trees.params, export_params(other.networks).params)
+
+
+def test_frames_can_be_told():
+    """Without a branch, a state as wide as a frame's features looks like a frame."""
+    config = SACConfig(hidden_widths=(8,), image_size=(32, 32), proprioception_dim=None, compat="hil_serl")
+    agent = sac(256, 2, ("a",), config)
+    trees = export_params(agent.networks)
+    assert infer_settings(trees)["config"]["frames"] == 2
+    assert build(infer_settings(trees, frames=1)).settings == agent.settings
+
+
+def test_compat_is_of_what_can_be_trained_differently():
+    def settings(algorithm, **given):
+        first = build({"image_keys": ["a"], "config": {"image_size": (32, 32)}, "algorithm": algorithm})
+        return infer_settings(export_params(first.networks), **given)
+
+    assert settings("vice")["config"]["compat"] == "hil_serl"
+    assert settings("vice", compat=None)["config"]["compat"] is None
+    assert "compat" not in settings("reward_classifier", compat=None)["config"]
+    with pytest.raises(ValueError, match="activation, squash: not a setting of 'vice'; it has bottleneck, compat, "):
+        settings("vice", activation="relu", squash=True)
+
+
 def test_the_order_of_cameras_must_be_given():
     trees = export_params(sac(3, 2, ("b", "a"), SACConfig(hidden_widths=(8,), compat="hil_serl")).networks)
     with pytest.raises(ValueError, match="cameras a, b: the tree does not tell their order; give image_keys"):

@@ -110,7 +110,7 @@ def test_the_parameter_file(parameters: Any, trunk: ResNet10, tmp_path: Path) ->
     path = tmp_path / "resnet10_params.pkl"
     path.write_bytes(pickle.dumps(parameters | {"classifier_head": {"kernel": np.zeros(3)}}))
     other = ResNet10()
-    load_resnet10_params(other, path)
+    assert load_resnet10_params(other, path) == ("classifier_head",)
     for a, b in zip(trunk.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -206,7 +206,7 @@ def test_wrong_images() -> None:
 
 def test_load_copies_every_parameter() -> None:
     source, target = ResNet10((32, 32)), ResNet10((32, 32))
-    load_resnet10_params(target, nested(source))
+    assert load_resnet10_params(target, nested(source)) == ()
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
 
 
@@ -221,7 +221,55 @@ def test_load_refuses_what_does_not_fit_and_changes_nothing() -> None:
     tree["ResNetBlock_1"]["Conv_0"]["kernel"] = np.zeros((128, 64, 3, 3))
     with pytest.raises(ValueError, match=r"shape \(128, 64, 3, 3\); the trunk takes \(3, 3, 64, 128\)"):
         load_resnet10_params(trunk, tree)
+    tree = nested(ResNet10((32, 32)))
+    tree["conv_init"]["kernel"] = tree["conv_init"]["kernel"].astype(str)
+    with pytest.raises(ValueError, match=r"'conv_init/kernel' is a ndarray of <U\d+; expected floats"):
+        load_resnet10_params(trunk, tree)
     assert all(torch.equal(a, b) for a, b in zip(before, trunk.parameters(), strict=True))
+
+
+def test_load_names_all_that_it_does_not_know() -> None:
+    """At the top it is ignored, as in the original, and returned; below a key that is read it is a mistake."""
+    trunk, source = ResNet10((32, 32)), ResNet10((32, 32))
+    before = [p.clone() for p in trunk.parameters()]
+    tree = nested(source) | {"head": {"kernel": np.zeros(3)}, "ResNetBlock_4": {}}
+    tree["conv_init"]["bias"] = np.zeros(64)
+    tree["ResNetBlock_0"]["conv_proj"] = {"kernel": np.zeros((1, 1, 64, 64))}
+    tree["ResNetBlock_2"]["Conv_0"]["bias"] = np.zeros(256)
+    with pytest.raises(ValueError, match="no parameters 'ResNetBlock_0/conv_proj', 'ResNetBlock_2/Conv_0/bias', 'conv"):
+        load_resnet10_params(trunk, tree)
+    assert all(torch.equal(a, b) for a, b in zip(before, trunk.parameters(), strict=True))
+    del tree["conv_init"]["bias"], tree["ResNetBlock_0"]["conv_proj"], tree["ResNetBlock_2"]["Conv_0"]["bias"]
+    assert load_resnet10_params(trunk, tree) == ("ResNetBlock_4", "head")
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), trunk.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_load_refuses_what_is_not_finite(value: float) -> None:
+    trunk, tree = ResNet10((32, 32)), nested(ResNet10((32, 32)))
+    before = [p.clone() for p in trunk.parameters()]
+    tree["ResNetBlock_3"]["norm_proj"]["bias"] = np.array([0.0] * 510 + [value] * 2)
+    with pytest.raises(ValueError, match="'ResNetBlock_3/norm_proj/bias' has 2 of 512 values that are not finite"):
+        load_resnet10_params(trunk, tree)
+    assert all(torch.equal(a, b) for a, b in zip(before, trunk.parameters(), strict=True))
+
+
+def test_group_norms_are_the_originals() -> None:
+    """Four groups, and 1e-5 under the root: the recordings can not tell epsilons apart."""
+    norms = [module for module in ResNet10((32, 32)).modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert len(norms) == 1 + 4 * 2 + 3
+    assert {(norm.num_groups, norm.eps, norm.affine) for norm in norms} == {(4, 1e-5, True)}
+    # One group holds (0, 0.002): variance 1e-6, so that x -> (x - 0.001) / sqrt(1e-6 + 1e-5).
+    x = torch.zeros(1, 64, 1, 2)
+    x[..., 1] = 0.002
+    expected = 0.001 / (1e-6 + 1e-5) ** 0.5
+    torch.testing.assert_close(norms[0](x)[..., 1], torch.full((1, 64, 1), expected))
+    # Channels 0 to 15 are one group: what happens in them changes no other.
+    y = x.clone()
+    y[:, :16] *= 100
+    changed = (norms[0](y) != norms[0](x)).any(-1).flatten()
+    assert changed[:16].all()
+    assert not changed[16:].any()
 
 
 def test_load_refuses_files_of_anything_else(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from torch import Tensor
 ROUNDING = 1e-6
 """A recorded gradient is known to this part of its leaf's largest entry: a float32 sum (see ``parameters.Slack``)."""
 
-CANCELLING = 3.0
-"""A mean below its largest term by more than this factor has lost digits to cancellation; its scale is that term."""
+MEAN_ROUNDING = 3e-6
+"""float32 gives a mean to this part of its largest term. Where that is more than the tolerance allows of the mean
+itself (terms of both signs cancel), a mean that fails relative to itself is compared relative to its largest term."""
 
 
 class FixtureError(Exception):
@@ -137,14 +138,6 @@ class Fixture:
             raise FixtureError(f"the array {name!r} is needed and is not there")
         return self.arrays[name]
 
-    def mean_of(self, name: str, terms: Tensor) -> tuple[float, str] | None:
-        """The scale of a recorded mean whose terms cancel: the largest term, where it is CANCELLING times the mean.
-
-        float32 rounds every term relative to itself; of a mean that is a small part of its terms few digits are left.
-        """
-        largest = float(terms.detach().abs().max())
-        return (largest, "of largest term") if largest > CANCELLING * _largest(self.recorded(name)) else None
-
     def compare(
         self,
         name: str,
@@ -153,6 +146,7 @@ class Fixture:
         *,
         group: str | None = None,
         scale: tuple[float, str] | None = None,
+        terms: Tensor | float | None = None,
         slack: np.ndarray | float = 0.0,
         corrected: np.ndarray | None = None,
     ) -> None:
@@ -164,13 +158,20 @@ class Fixture:
             kind: key of :data:`TOLERANCES`.
             group: row of the table; by default the name, numbered steps together.
             scale: another scale than the largest recorded magnitude, and what it is.
+            terms: what the recorded number is a mean of, or the largest magnitude of that, see :data:`MEAN_ROUNDING`.
             slack: what each entry may differ by beyond the tolerance, with its reason at the caller.
             corrected: what is right, where the recording is known to be wrong (see :meth:`known_fault`).
         """
         assert name not in self.inputs, f"{name} was given as an input; comparing it shows nothing"
         self.compared.add(name)
         expected = self.recorded(name) if corrected is None else corrected
-        self._note(name, expected, ours, kind, group, scale, slack)
+        comparison = self._compared(name, expected, ours, kind, group, scale, slack)
+        if terms is not None and not comparison.ok:
+            largest = float(terms.detach().abs().max()) if isinstance(terms, Tensor) else terms
+            if MEAN_ROUNDING * largest > TOLERANCES[kind].limit * _largest(expected):
+                scale = largest, "of largest term"
+                comparison = self._compared(name, expected, ours, kind, group, scale, slack)
+        self.comparisons.append(comparison)
 
     def compare_statistics(
         self,
@@ -178,30 +179,33 @@ class Fixture:
         ours: np.ndarray,
         kind: str,
         *,
-        scale: tuple[float, str] | None = None,
+        terms: np.ndarray | float = 0.0,
         slack: np.ndarray | float = 0.0,
     ) -> None:
         """Note the largest error of rows [l2, sum, checksum], each relative to the recorded l2 of its leaf.
+
+        A leaf recorded as zero must be zero.
 
         Args:
             name: of the array [..., leaves, 3].
             ours: of the same shape.
             kind: key of :data:`TOLERANCES`.
-            scale: another scale for all rows, and what it is. A leaf recorded as zero must be zero in any case.
-            slack: [leaves], what a row may differ by beyond the tolerance.
+            terms: [leaves], the largest term of leaves with one entry that is a mean; 0 for the others.
+            slack: [..., leaves], what a row may differ by beyond the tolerance.
         """
-        recorded = self.recorded(name)
+        recorded, limit = self.recorded(name), TOLERANCES[kind].limit
         self._check_shape(name, ours, recorded)
         self.compared.add(name)
         differences = absolute_errors(ours, recorded).max(-1)  # [..., leaves]
-        norms = np.where(recorded[..., 0] > 0, scale[0] if scale else recorded[..., 0], 0.0)
+        norms = recorded[..., 0]
         beyond = np.maximum(differences - slack, 0.0)
+        cancels = (norms > 0) & (beyond > limit * norms) & (MEAN_ROUNDING * terms > limit * norms)
+        scales = np.where(cancels, terms, norms)
         with np.errstate(invalid="ignore", divide="ignore"):
-            errors = np.where(beyond > 0, beyond / norms, 0.0)
-        limit = TOLERANCES[kind].limit
-        excused = int(np.count_nonzero((differences > limit * norms) & (errors <= limit)))
-        error, label = float(errors.max(initial=0.0)), scale[1] if scale else ""
-        self.comparisons.append(Comparison(name, name, error, TOLERANCES[kind], label, excused))
+            errors = np.where(beyond > 0, beyond / scales, 0.0)
+        excused = int(np.count_nonzero((differences > limit * scales) & (errors <= limit)))
+        label = "of largest term" if np.any(cancels) else ""
+        self.comparisons.append(Comparison(name, name, float(errors.max()), TOLERANCES[kind], label, excused))
 
     def compare_setting(self, name: str, ours: Any, recorded: Any) -> None:
         """Note whether a recorded value of ``meta.json`` that is a result equals ours."""
@@ -222,7 +226,7 @@ class Fixture:
         if ours.shape != recorded.shape:
             raise FixtureError(f"{name}: ours has shape {list(ours.shape)}, recorded is {list(recorded.shape)}")
 
-    def _note(
+    def _compared(
         self,
         name: str,
         recorded: np.ndarray,
@@ -231,7 +235,7 @@ class Fixture:
         group: str | None,
         scale: tuple[float, str] | None,
         slack: np.ndarray | float,
-    ) -> None:
+    ) -> Comparison:
         tolerance = TOLERANCES[kind]
         if isinstance(ours, Tensor):
             ours = ours.detach().cpu().numpy()
@@ -243,15 +247,13 @@ class Fixture:
         if tolerance.unit == "of scale" and error > 0:
             error = error / unit if (unit := scale[0] if scale else _largest(recorded)) > 0 else math.inf
         excused = int(np.count_nonzero((differences > tolerance.limit) & (errors <= tolerance.limit)))
-        self.comparisons.append(
-            Comparison(
-                name,
-                group or re.sub(r"(^|/)(step|after|after_step)\d+(?=/)", r"\1\2*", name),
-                error,
-                tolerance,
-                scale[1] if scale else "",
-                excused if np.any(slack) else 0,
-            )
+        return Comparison(
+            name,
+            group or re.sub(r"(^|/)(step|after|after_step)\d+(?=/)", r"\1\2*", name),
+            error,
+            tolerance,
+            scale[1] if scale else "",
+            excused if np.any(slack) else 0,
         )
 
 

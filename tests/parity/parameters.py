@@ -51,7 +51,7 @@ def compare_gradients(
     name: str = "",
     *,
     zeros: Sequence[str] | None = None,
-    scale: tuple[float, str] | None = None,
+    terms: Mapping[str, float] | None = None,
 ) -> None:
     """Compare what is recorded of one loss's gradient: whole leaves, samples of large ones, statistics, zeros.
 
@@ -60,18 +60,20 @@ def compare_gradients(
         ours: gradient by leaf name.
         name: of the loss where the recording has several.
         zeros: the leaves whose recorded gradient is exactly zero; None where that is not recorded.
-        scale: for every leaf, see ``Fixture.compare``.
+        terms: for leaves of one entry that is a mean: its largest term, see ``Fixture.compare``.
     """
     below = f"/{name}" if name else ""
     for path in fixture.below(f"grads{below}"):
         group = f"grads{below}/{_family(path)}"
-        fixture.compare(f"grads{below}/{path}", _leaf(ours, path), "gradient", group=group, scale=scale)
+        fixture.compare(
+            f"grads{below}/{path}", _leaf(ours, path), "gradient", group=group, terms=(terms or {}).get(path)
+        )
     for path in fixture.below(f"grads_sample{below}"):
         array = f"grads_sample{below}/{path}"
         flat = _leaf(ours, path).flatten()
         sampled = flat[:: _stride(fixture, array, flat.numel())]
         fixture.compare(array, sampled, "gradient", group=f"grads_sample{below}/{_family(path)}")
-    compare_statistics(fixture, f"stats/grads{below}", ours, "gradient norm", scale=scale)
+    compare_statistics(fixture, f"stats/grads{below}", ours, "gradient norm", terms=terms)
     if zeros is not None:
         without = sorted(path for path, gradient in ours.items() if not bool(gradient.any()))
         fixture.compare_setting("zero_gradient_leaves" + below.replace("/", "."), without, sorted(zeros))
@@ -83,7 +85,7 @@ def compare_statistics(
     ours: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
     kind: str,
     *,
-    scale: tuple[float, str] | None = None,
+    terms: Mapping[str, float] | None = None,
     slack: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]] | None = None,
 ) -> None:
     """Compare [l2, sum, checksum] of every leaf, in the recording's order.
@@ -93,7 +95,7 @@ def compare_statistics(
         array: [leaves, 3], or [steps, leaves, 3]; nothing happens where it is not recorded.
         ours: values by leaf name, or such of every step.
         kind: "gradient norm" or "parameter norm".
-        scale: see ``Fixture.compare_statistics``.
+        terms: see :func:`compare_gradients`.
         slack: what each entry of a leaf may differ by, of every step; its norm is added to the tolerance of the leaf.
     """
     if array not in fixture:
@@ -105,7 +107,8 @@ def compare_statistics(
     allowed = np.array([[np.linalg.norm(by_leaf.get(path, 0.0)) for path in order] for by_leaf in allowances])
     if one:
         rows, allowed = rows[0], allowed[0]
-    fixture.compare_statistics(array, rows, kind, scale=scale, slack=allowed)
+    largest = np.array([(terms or {}).get(path, 0.0) for path in order])
+    fixture.compare_statistics(array, rows, kind, terms=largest, slack=allowed)
 
 
 def compare_parameters(

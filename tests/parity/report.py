@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tests.parity.fixture import CANCELLING, ROUNDING, Comparison
+from tests.parity.fixture import MEAN_ROUNDING, ROUNDING, Comparison
 
 if TYPE_CHECKING:
     from tests.parity.check import Outcome
@@ -69,7 +69,8 @@ magnitude of the array (for a gradient: of the leaf), *of leaf norm* is a statis
 leaf relative to its norm, *absolute* is in the quantity's own unit, *exact* is bit for bit. Where float32
 leaves too few digits of the value itself, the table says which scale was used instead:
 
-* *of largest term*: a mean whose largest term is more than {CANCELLING:.0f} times the mean; the scale is that term.
+* *of largest term*: a mean of terms of both signs that cancel. float32 gives it to {MEAN_ROUNDING:.0e} of its largest
+  term; where that is more than the tolerance allows of the mean, and the mean exceeds it, the term is the scale.
 * *of sum |x|*: the sum over a whole feature map, both signs; the scale is the sum of the magnitudes.
 * *of logits_eval*: one logit alone; the scale is the largest one of its batch.
 * *of logit + change*: logits after a training step that moves them as far as they are large.

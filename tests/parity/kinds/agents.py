@@ -43,7 +43,6 @@ INFO = {
     "grasp_critic_lr": "grasp_critic/learning_rate",
     "temperature_lr": "temperature/learning_rate",
 }
-RAW_TEMPERATURE = "modules_temperature/lagrange"
 
 
 def agent(fixture: Fixture, library: Library) -> None:
@@ -105,6 +104,7 @@ def compare_losses(
         if name == "critic":
             parts = critic_parts(agent, config, batch, noise, calls)
             terms |= {"critic/predicted_qs": parts["predicted_qs"], "critic/target_qs": parts["target_q"]}
+            terms["critic/errors"] = parts["predicted_qs"] - parts["target_q"]
         elif name == "grasp_critic":
             parts = grasp_parts(agent, fixture.config["kind"], batch)
             terms |= {f"{name}/predicted_qs": parts["predicted_qs"], f"{name}/target_qs": parts["target_q"]}
@@ -116,8 +116,7 @@ def compare_losses(
             if (array := f"{at}{name}/{part}") in fixture:
                 kind = "log_prob" if "log_prob" in part else "loss" if part == "loss" else "value"
                 kind = "exact" if part in ("best_next_action", "taken_action_index") else kind
-                mean = terms.get(f"{name}/{part}") if ours.dim() == 0 else None
-                fixture.compare(array, ours, kind, scale=None if mean is None else fixture.mean_of(array, mean))
+                fixture.compare(array, ours, kind, terms=terms.get(f"{name}/{part}") if ours.dim() == 0 else None)
     return terms
 
 
@@ -191,13 +190,21 @@ def compare_all_gradients(
     zeros = fixture.config.get("zero_gradient_leaves", {})
     found = all_gradients(agent, batch, noise)
     for name, gradients in found.items():
-        scale = None
-        # d loss / d raw = sigmoid(raw) (H - target entropy): it rounds as the entropy H does.
-        if name == "temperature" and (array := f"grads/temperature/{RAW_TEMPERATURE}") in fixture:
-            slope = torch.sigmoid(agent.networks["temperature"].raw.detach())
-            scale = fixture.mean_of(array, slope * terms["temperature/entropy"])
-        compare_gradients(fixture, gradients, name, zeros=zeros.get(name), scale=scale)
+        compare_gradients(fixture, gradients, name, zeros=zeros.get(name), terms=gradient_terms(agent, name, terms))
     return found
+
+
+def gradient_terms(agent: Agent, name: str, terms: Mapping[str, Tensor]) -> dict[str, float]:
+    """The largest term of the gradients that are means of terms of both signs: of the leaves with one entry.
+
+    d critic loss / d last bias = mean 2 (Q - y); d temperature loss / d raw = sigmoid(raw) (H - target entropy).
+    """
+    if name == "critic":
+        return {"modules_critic/Dense_0/bias": 2 * float(terms["critic/errors"].abs().max())}
+    if name == "temperature":
+        slope = float(torch.sigmoid(agent.networks["temperature"].get_parameter("raw").detach()))
+        return {"modules_temperature/lagrange": slope * float(terms["temperature/entropy"].abs().max())}
+    return {}
 
 
 def all_gradients(
@@ -237,5 +244,4 @@ def compare_info(fixture: Fixture, at: str, metrics: Mapping[str, Tensor], terms
     for name in fixture.below(at):
         if name in INFO and INFO[name] in metrics:
             ours = INFO[name]
-            scale = fixture.mean_of(f"{at}/{name}", terms[ours]) if ours in terms else None
-            fixture.compare(f"{at}/{name}", metrics[ours], "loss", scale=scale)
+            fixture.compare(f"{at}/{name}", metrics[ours], "loss", terms=terms.get(ours))

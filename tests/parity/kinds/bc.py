@@ -52,7 +52,7 @@ def bc(fixture: Fixture, library: Library) -> None:
     fixture.compare("train/log_probs", log_probs, "log_prob")
     (objective,) = agent.critic_step
     loss = objective.loss(networks, prepared, noise)
-    fixture.compare("loss", loss.value, "loss", scale=fixture.mean_of("loss", log_probs))
+    fixture.compare("loss", loss.value, "loss", terms=log_probs)
     fixture.compare("mse", loss.metrics["mse"], "loss")
     leaves = agent_leaves(networks)
     gradients = gradients_of(loss.value, leaves, networks.parameters())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from serl_fast.agents.hybrid_sac import join_action
 from serl_fast.networks.critic import CriticEnsemble, GraspCritic
+from serl_fast.networks.mlp import MLP
 from serl_fast.networks.policy import ActionDistribution, Policy
 from tests.parity.fixture import Fixture
 from tests.parity.library import Library
@@ -120,13 +121,11 @@ def grasp_critic(fixture: Fixture, library: Library) -> None:
     for variant, settings in fixture.config["variants"].items():
         at, layers = f"{variant}/", MLP_DEFAULTS | settings
         observations = fixture.given(at + "obs")
-        network = GraspCritic(
-            observations.shape[-1],
-            layers["output_dim"],
-            layers["hidden_dims"],
-            layer_norm=layers["use_layer_norm"],
-            activation=layers["activations"],
-        )
+        inputs, widths = observations.shape[-1], layers["hidden_dims"]
+        hidden = {"layer_norm": layers["use_layer_norm"], "activation": layers["activations"]}
+        network = GraspCritic(inputs, layers["output_dim"], widths, **hidden)
+        if layers["activate_final"]:  # no agent builds it so, here or there
+            network.trunk = MLP(inputs, widths, **hidden)
         fill_module(fixture, network, at + "params")
         with torch.no_grad():
             q = network(observations)

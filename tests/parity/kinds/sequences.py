@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from serl_fast.core import Agent, Batch, Loss, Noise, Objective
 from serl_fast.engine import Engine, EngineConfig
 from serl_fast.interop.flax_names import Leaf, agent_leaves
 from tests.parity.fixture import Fixture
-from tests.parity.kinds.agents import all_gradients, compare_info, compare_losses
+from tests.parity.kinds.agents import all_gradients, compare_info, compare_losses, gradient_terms
 from tests.parity.library import Library
 from tests.parity.parameters import Slack, compare_parameters, compare_statistics, values_of
 from tests.parity.recorded import batch_of, build_agent, noise_of
@@ -28,6 +29,7 @@ def utd(fixture: Fixture, library: Library) -> None:
     after: dict[str, list[dict[str, Tensor]]] = {"params": [], "target_params": []}
     slack: dict[str, list[dict[str, np.ndarray]]] = {"params": [], "target_params": []}
     rounding = Slack({objective.name: agent.optimizers[objective.name] for objective in every_objective(agent)})
+    largest: dict[str, float] = {}  # terms of gradients that are means, see `gradient_terms`
     schedule = fixture.config["schedule"]
     fixture.compare_setting("steps", len(schedule), len({n.split("/")[0] for n in fixture.arrays if "/batch/" in n}))
     for number, names in enumerate(schedule):
@@ -37,6 +39,9 @@ def utd(fixture: Fixture, library: Library) -> None:
         with torch.no_grad():
             prepared = agent.prepare(agent.networks, batch, noise)
         terms = compare_losses(fixture, f"{at}/", agent, config, prepared, noise)
+        for name in names:
+            for path, value in gradient_terms(agent, name, terms).items():
+                largest[path] = max(largest.get(path, 0.0), value)
         slack["params"].append(rounding.step(all_gradients(agent, prepared, noise, names)))
         slack["target_params"].append(averaged(slack, rate if "critic" in names else 0.0))
         compare_info(fixture, f"{at}/info", loop.update(batch, noise, names), terms)
@@ -46,7 +51,7 @@ def utd(fixture: Fixture, library: Library) -> None:
     for root, steps in after.items():
         compare_statistics(fixture, f"stats/{root}", steps, "parameter norm", slack=slack[root])
         compare_parameters(fixture, f"final_{root}", steps[-1], slack[root][-1])
-    compare_adam(fixture, loop.engine, online)
+    compare_adam(fixture, loop.engine, online, largest)
 
 
 def every_objective(agent: Agent) -> tuple[Objective, ...]:
@@ -101,8 +106,12 @@ def idle(objective: Objective) -> Objective:
     return dataclasses.replace(objective, loss=loss)
 
 
-def compare_adam(fixture: Fixture, engine: Engine, leaves: Sequence[Leaf]) -> None:
-    """Both moments of every network's Adam after the last step, zero where it reaches nothing, and its count."""
+def compare_adam(fixture: Fixture, engine: Engine, leaves: Sequence[Leaf], largest: Mapping[str, float]) -> None:
+    """Both moments of every network's Adam after the last step, zero where it reaches nothing, and its count.
+
+    The first moment is a weighted sum of gradients g and rounds as their largest terms T do. The second is one of
+    squares, v = sum w g^2, and rounds by sum 2 w |g| dg <= 2 sqrt(v sum w) dg, sum w = 1 - beta2^t.
+    """
     for name, state in engine.adam.items():
         for moment, values in (("mu", state.first), ("nu", state.second)):
             by_parameter = dict(zip(map(id, state.parameters), values, strict=True))
@@ -110,7 +119,11 @@ def compare_adam(fixture: Fixture, engine: Engine, leaves: Sequence[Leaf]) -> No
                 leaf.path: leaf.to_flax(by_parameter.get(id(leaf.parameter), torch.zeros_like(leaf.parameter)))
                 for leaf in leaves
             }
-            compare_statistics(fixture, f"stats/adam_{moment}/{name}", ours, "gradient norm")
+            terms = largest
+            if moment == "nu":
+                weight = 1 - engine.agent.optimizers[name].beta2 ** float(state.count)
+                terms = {path: 2 * term * math.sqrt(float(ours[path]) * weight) for path, term in largest.items()}
+            compare_statistics(fixture, f"stats/adam_{moment}/{name}", ours, "gradient norm", terms=terms)
     if (recorded := fixture.config.get("adam_count_at_end")) is not None:
         counts = {name: int(state.count) for name, state in engine.adam.items()}
         fixture.compare_setting("adam_count_at_end", counts, recorded)

@@ -30,6 +30,7 @@ def resnet10(fixture: Fixture, library: Library) -> None:
     leaves = module_leaves(trunk)
     fixture.compare_setting("trunk_param_names", {leaf.path: list(leaf.shape) for leaf in leaves}, recorded)
     count = sum(leaf.parameter.numel() for leaf in leaves)
+    fixture.compare_setting("trunk_leaves", len(leaves), fixture.config["trunk_leaves"])
     fixture.compare_setting("trunk_params", count, fixture.config["trunk_params"])
     features = {}
     for size in fixture.below("images"):

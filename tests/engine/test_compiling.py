@@ -1,0 +1,157 @@
+"""What does not compile runs eagerly, and what is compiled stays compiled."""
+
+import re
+
+import pytest
+import torch
+
+from serl_fast.engine import Engine, EngineConfig, ExecutionError
+from serl_fast.engine import engine as engine_module
+
+BATCH = {"actions": torch.zeros(4, 1)}
+
+
+def graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def refuse(function):
+    """A compiler that is not there."""
+
+    def call(*arguments, **options):
+        raise RuntimeError("no C++ compiler was found\n(searched: c++, g++)\n...")
+
+    return call
+
+
+def train(engine, updates=6):
+    for index in range(updates):
+        engine.update(BATCH, with_actor=index % 2 == 1)
+    return engine.state_dict()
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_step_that_does_not_compile_runs_eagerly_to_the_bit(quadratic, monkeypatch, capsys, warm):
+    monkeypatch.setattr(engine_module, "compile_function", refuse)
+    engine = Engine(quadratic(), EngineConfig("compiled"), seed=3)
+    if warm:
+        engine.warm_up(BATCH)
+    state = train(engine)
+    assert engine.execution == "eager"
+    said = capsys.readouterr().err
+    expected = "execution 'compiled' failed, going on with 'eager': RuntimeError: no C++ compiler was found\n"
+    assert said == expected
+    assert equal(state, train(Engine(quadratic(), seed=3)))
+
+
+def test_parts_that_do_not_compile_leave_no_trace(quadratic, monkeypatch, capsys):
+    """On an older torch the losses are compiled one by one: the critics have stepped when the actor's fails."""
+    monkeypatch.setattr(engine_module, "can_trace_autograd", lambda: False)
+    monkeypatch.setattr(engine_module, "compile_function", lambda f: refuse(f) if f.__name__ == "follow" else f)
+    engine = Engine(quadratic(), EngineConfig("compiled"), seed=3)
+    state = train(engine)
+    assert capsys.readouterr().err.count("going on with 'eager'") == 1
+    assert equal(state, train(Engine(quadratic(), seed=3)))
+
+
+def test_a_real_compiler_that_is_missing_is_named(quadratic, monkeypatch, capsys, tmp_path):
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/c++",))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    engine = Engine(quadratic(), EngineConfig("compiled"), seed=3)
+    state = train(engine)
+    torch._dynamo.reset()
+    assert engine.execution == "eager"
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if re.match(r"execution 'compiled' failed, going on with 'eager': \w+", line)]
+    assert equal(state, train(Engine(quadratic(), seed=3)))
+
+
+def test_strict_execution_is_an_error_and_changes_nothing(quadratic, monkeypatch, capsys):
+    monkeypatch.setattr(engine_module, "compile_function", refuse)
+    engine = Engine(quadratic(), EngineConfig("compiled", strict=True), seed=3)
+    before = engine.state_dict()["networks"]["shared.weight"].clone()
+    with pytest.raises(ExecutionError, match="'compiled' failed.*no C\\+\\+ compiler was found.*strict execution"):
+        engine.update(BATCH)
+    assert torch.equal(engine.state_dict()["networks"]["shared.weight"], before)
+    assert engine.execution == "compiled"
+    assert not capsys.readouterr().err
+
+
+def test_a_mistake_in_the_batch_is_not_blamed_on_the_compiler(quadratic, capsys):
+    import dataclasses
+
+    def prepare(networks, batch, noise):
+        raise ValueError("field 'labels' is missing")
+
+    for strict in (False, True):
+        agent = dataclasses.replace(quadratic(), prepare=prepare)
+        with pytest.raises(ValueError, match="^field 'labels' is missing$"):
+            Engine(agent, EngineConfig("compiled", strict=strict)).update(BATCH)
+    assert not capsys.readouterr().err
+
+
+def test_nothing_that_may_change_compiles_again(fragile, capsys):
+    from tests.engine.test_guard import batch
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    engine = Engine(fragile(), EngineConfig("compiled", "float16", strict=True), seed=3)
+    engine.warm_up(batch())
+    assert graphs() == 2
+    state = engine.state_dict()
+
+    def both():
+        for with_actor in (False, True):
+            metrics = engine.update(batch(), with_actor)
+        return metrics
+
+    for _ in range(3):  # through the learning rate's warm-up
+        both()
+    engine.set_learning_rate(0.5, "critic")
+    metrics = both()
+    assert metrics["critic/learning_rate"] == 0.5
+    assert metrics["actor/learning_rate"] == pytest.approx(0.01)
+    engine.agent.networks.eval()
+    both()
+    engine.agent.networks.train()
+    both()
+    engine.load_state_dict(state)
+    both()
+    engine.update(batch(critic=60000.0))  # an overflow
+    assert graphs() == 2
+    assert not capsys.readouterr().err
+
+
+def test_what_must_compile_again_says_so_once(quadratic, capsys):
+    engine = Engine(quadratic(), EngineConfig("compiled", strict=True), seed=3)
+    engine.update(BATCH)
+    before = graphs()
+    for value in (True, False, True):
+        engine.agent.networks["target"].weight.requires_grad_(value)
+        engine.update(BATCH)
+    assert graphs() > before
+    assert re.fullmatch(r"the step was compiled again at update \d+; TORCH_LOGS=recompiles says why \(said once\)\n",
+                        capsys.readouterr().err)  # fmt: skip
+
+
+def test_learning_rates_are_checked_and_go_with_the_checkpoint(quadratic):
+    first, second = Engine(quadratic(), seed=3), Engine(quadratic(), seed=3)
+    first.set_learning_rate(0.02)
+    second.load_state_dict(first.state_dict())
+    for engine in (first, second):
+        assert engine.update(BATCH)["shared/learning_rate"] == pytest.approx(0.02)
+    assert first.agent.networks["shared"].weight.item() == pytest.approx(0.02, rel=1e-4)  # Adam's first step
+    with pytest.raises(ValueError, match="learning rate is 0; it must be positive"):
+        first.set_learning_rate(0)
+    with pytest.raises(ValueError, match=r"no optimizer 'critic'; this agent has \['actor', 'shared'\]"):
+        first.set_learning_rate(0.1, "critic")
