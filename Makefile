@@ -19,7 +19,7 @@ DEMOS  := runs/demonstrations/$(notdir $(ENV))_20$(subst $(empty) ,,$(addprefix 
 CAMERA_FLAGS := $(if $(IMAGE_KEYS),--image_keys $(IMAGE_KEYS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test nightly lint format type test-cpp sanitize fuzz bench peers clean
+.PHONY: help setup train test nightly lint format type test-cpp sanitize fuzz parity bench peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -83,6 +83,9 @@ fuzz: $(READY) ## libFuzzer on the files of a store (FUZZ_SECONDS=600); needs cl
 
 peers: $(READY) ## the replay store beside other packages (PEERS=python with benchmarks/peers.txt installed)
 	$(PEERS) -m benchmarks.replay_peers --output docs/results/replay_peers.md
+
+parity: $(READY) ## compare with the recordings of the original (SERL_FAST_GOLDEN=../shared/golden)
+	$(BIN)/python -m tests.parity.check $(or $(SERL_FAST_GOLDEN),../shared/golden)/*
 
 bench: $(READY) ## benchmarks, each beside its eager or NumPy twin
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=group

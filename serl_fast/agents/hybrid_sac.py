@@ -20,6 +20,7 @@ from serl_fast.agents import compat, sac
 from serl_fast.agents.parts import (
     add_target,
     build_networks,
+    checked,
     encoder_of,
     image_preparation,
     noise_source,
@@ -81,7 +82,7 @@ def hybrid_sac(
         actor_step=actor_step,
         targets=target_updates(networks, config),
         draw_noise=noise_source(config, continuous_dim, networks),
-        prepare=image_preparation(image_keys, config),
+        prepare=checked(image_preparation(image_keys, config), action_dim, ("rewards", "discounts", "grasp_penalty")),
         policy=hybrid_policy(grippers),
         policy_networks=("encoder", "actor", "grasp_critic"),
         action_dim=action_dim,

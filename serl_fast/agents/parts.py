@@ -16,6 +16,8 @@ from serl_fast.networks.critic import CriticEnsemble
 from serl_fast.networks.encoder import Encoder, dropout_mask, make_encoder
 from serl_fast.networks.policy import Policy, Temperature
 
+Prepare = Callable[[nn.ModuleDict, Batch, Noise], Batch]
+
 
 def build_networks(
     state_dim: int,
@@ -146,7 +148,7 @@ def crop_noise(
     return {name: torch.randint(2 * padding + 1, shape, generator=generator, device=device) for name in names}
 
 
-def image_preparation(image_keys: Sequence[str], config: SACConfig) -> Callable[[nn.ModuleDict, Batch, Noise], Batch]:
+def image_preparation(image_keys: Sequence[str], config: SACConfig) -> Prepare:
     """Add the reward bias, crop every camera at random, and run a frozen trunk once over both observations.
 
     All cameras of one sample share their offsets; observations and next observations have their own.
@@ -171,3 +173,30 @@ def image_preparation(image_keys: Sequence[str], config: SACConfig) -> Callable[
         return {**batch, "observations": current, "next_observations": following}
 
     return prepare
+
+
+def checked(prepare: Prepare, action_dim: int, rows: Sequence[str] = ("rewards", "discounts")) -> Prepare:
+    """Refuse batches that would broadcast into something else, or fail deep inside a network, before ``prepare``.
+
+    It costs nothing when compiled.
+
+    Args:
+        prepare: an agent's preparation.
+        action_dim: width of the full action.
+        rows: fields with one number per transition.
+
+    Raises (when the result is called):
+        ValueError: names the field, its shape and the one that is needed.
+    """
+
+    def check_and_prepare(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Batch:
+        missing = [name for name in ("actions", *rows) if name not in batch]
+        if missing:
+            raise ValueError(f"the batch has no {', '.join(missing)}; it holds {', '.join(sorted(batch))}")
+        size = batch["actions"].shape[0]
+        for name, shape in {"actions": (size, action_dim), **dict.fromkeys(rows, (size,))}.items():
+            if tuple(batch[name].shape) != shape:
+                raise ValueError(f"field {name!r} has shape {tuple(batch[name].shape)}; this agent takes {shape}")
+        return prepare(networks, batch, noise)
+
+    return check_and_prepare

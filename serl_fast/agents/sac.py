@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from serl_fast.agents import compat
-from serl_fast.agents.parts import build_networks, image_preparation, noise_source, target_updates
+from serl_fast.agents.parts import build_networks, checked, image_preparation, noise_source, target_updates
 from serl_fast.agents.sac_config import SACConfig
 from serl_fast.core import AdamConfig, Agent, Batch, Loss, Noise, Objective, Observations
 
@@ -68,7 +68,7 @@ def sac(
         actor_step=actor_step,
         targets=target_updates(networks, config),
         draw_noise=noise_source(config, action_dim, networks),
-        prepare=image_preparation(image_keys, config),
+        prepare=checked(image_preparation(image_keys, config), action_dim),
         policy=policy,
         policy_networks=("encoder", "actor"),
         action_dim=action_dim,

@@ -145,7 +145,9 @@ def test_crop_padding_and_layer_norm_reach_every_user():
     agent = hybrid_sac(3, 1, ("front",), config)
     assert not any(isinstance(m, nn.LayerNorm) for m in agent.networks["grasp_critic"].modules())
     images = torch.randint(0, 255, (4, 16, 16, 3), dtype=torch.uint8)
+    rows = {name: torch.zeros(4) for name in ("rewards", "discounts", "grasp_penalty")}
     batch = {"observations": {"front": images}, "next_observations": {"front": images}, "actions": torch.zeros(4, 7)}
+    batch |= rows
     still = {"crop": torch.ones(4, 2, dtype=torch.int64), "next_crop": torch.ones(4, 2, dtype=torch.int64)}
     features = agent.networks["encoder"].encode_trunk({"front": images})["front"]
     prepared = agent.prepare(agent.networks, batch, still)  # an offset equal to the padding is the identity
@@ -172,3 +174,27 @@ def test_wrong_sizes_are_refused():
         hybrid_sac(4, 0)
     with pytest.raises(ValueError, match="image_keys or a proprioception_size"):
         sac(0, 6)
+
+
+@pytest.mark.parametrize("execution", ["eager", "compiled"])
+def test_shapes_that_do_not_fit_are_named(execution):
+    from serl_fast.engine import Engine, EngineConfig
+
+    def batch(**changes):
+        rows = {name: torch.zeros(8) for name in ("rewards", "discounts", "grasp_penalty")}
+        states = {name: {"state": torch.zeros(8, 3)} for name in ("observations", "next_observations")}
+        return {**states, **rows, "actions": torch.zeros(8, 7)} | changes
+
+    engine = Engine(hybrid_sac(3, 1, config=SACConfig(hidden_widths=(8,))), EngineConfig(execution))
+    for changes, message in (
+        ({"rewards": torch.zeros(8, 1)}, r"field 'rewards' has shape \(8, 1\); this agent takes \(8,\)"),
+        ({"actions": torch.zeros(8, 6)}, r"field 'actions' has shape \(8, 6\); this agent takes \(8, 7\)"),
+    ):
+        engine._expected = None  # each is the first batch
+        with pytest.raises(ValueError, match=message):
+            engine.update(batch(**changes))
+    incomplete = batch()
+    del incomplete["grasp_penalty"]
+    engine._expected = None
+    with pytest.raises(ValueError, match="the batch has no grasp_penalty; it holds actions, discounts"):
+        engine.update(incomplete)
