@@ -229,9 +229,7 @@ def test_a_guarded_step_is_the_plain_one_to_the_bit(fragile):
 
     guarded, plain = Engine(fragile(), seed=3), Engine(fragile(), seed=3)
     for with_actor in (False, True):
-        plain._steps[with_actor] = build_step(
-            plain.agent, plain.adam, contextlib.nullcontext(), with_actor=with_actor
-        )
+        plain._steps[with_actor] = build_step(plain.agent, plain.adam, contextlib.nullcontext(), with_actor=with_actor)
     for index in range(20):
         guarded.update(batch(), with_actor=index % 2 == 1)
         plain.update(batch(), with_actor=index % 2 == 1)

@@ -86,7 +86,9 @@ def test_a_step_that_does_not_compile_is_in_the_records(tmp_path, monkeypatch, c
         return call
 
     monkeypatch.setattr(engine_module, "compile_function", refuse)
-    with pytest.raises(RuntimeError, match=r"'compiled' failed \(RuntimeError: no compiler\) and strict execution is on"):
+    with pytest.raises(
+        RuntimeError, match=r"'compiled' failed \(RuntimeError: no compiler\) and strict execution is on"
+    ):
         train_hybrid.run([*FLAGS, "--save_dir", str(tmp_path / "s"), "--execution=compiled", "--strict_execution"])
     flags = [*FLAGS, "--save_dir", str(tmp_path / "run"), "--execution=compiled", "--precision=float16"]
     assert train_hybrid.run(flags) == 0
