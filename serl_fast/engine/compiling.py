@@ -43,6 +43,7 @@ def graphs_compiled() -> int:
 
 def reason_of(error: BaseException) -> str:
     """What went wrong, in one line of at most 200 characters: compilers' messages have hundreds of lines."""
+    error = getattr(error, "inner_exception", error)  # torch's wrapper says only that the compiler raised
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return text if len(text) <= 200 else f"{text[:197]}..."

@@ -229,6 +229,7 @@ class Engine:
         return self.agent.draw_noise(self.generator, first.shape[0], self.device)
 
     def _step(self, batch: Batch, noise: Noise, with_actor: bool) -> dict[str, Tensor]:
+        with_actor = with_actor and bool(self.agent.actor_step)  # a classifier has one step, compiled once
         step = self._steps.get(with_actor)
         if step is None:
             return self._first_step(batch, noise, with_actor)
@@ -255,6 +256,7 @@ class Engine:
             metrics = self._run_eagerly(batch, noise, with_actor)
             if self.config.strict:
                 self.load_state_dict(before)
+                self.execution, self._steps = self.config.execution, {}
                 raise ExecutionError(
                     f"execution {self.config.execution!r} failed ({reason_of(error)}) and strict execution is on"
                 ) from error

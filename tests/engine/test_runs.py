@@ -16,10 +16,10 @@ from serl_fast.engine import engine as engine_module
 from serl_fast.replay import ReplayStore
 
 FLAGS = [
-    "--env=toy/Arm-v0", "--max_steps=40", "--batch_size=16", "--training_starts=20", "--random_steps=10",
-    "--hidden_widths", "16", "16", "--eval_interval=0", "--final_eval_episodes=0", "--log_interval=5", "--save_interval=20",
-    "--replay_buffer_capacity=500", "--threads=1", "--synchronous",
-]  # fmt: skip
+    *("--env=toy/Arm-v0", "--max_steps=40", "--batch_size=16", "--training_starts=20", "--random_steps=10"),
+    *("--hidden_widths", "16", "16", "--eval_interval=0", "--final_eval_episodes=0", "--log_interval=5"),
+    *("--save_interval=20", "--replay_buffer_capacity=500", "--threads=1", "--synchronous"),
+]
 
 
 def break_batch(monkeypatch, update: int) -> None:
