@@ -50,8 +50,8 @@ def quadratic_agent() -> Agent:
 def fragile_agent(optimize: str = "networks") -> Agent:
     """A critic and an actor whose losses and gradients the batch can break, with everything that Adam has.
 
-    ``critic`` and ``actor`` [B] are factors of the losses, in a float16 product on the gradient's way; where ``slope`` is 0 the
-    critic's loss is finite and its gradient is not.
+    ``critic`` and ``actor`` [B] are factors of the losses, in a float16 product on the gradient's way; where ``slope``
+    is 0 the critic's loss is finite and its gradient is not.
     """
     torch.manual_seed(0)
     networks = nn.ModuleDict({name: nn.Linear(3, 2) for name in ("critic", "actor")})

@@ -192,7 +192,7 @@ def test_the_actor_is_named_where_only_its_loss_is_not_finite(fragile):
     engine = Engine(fragile(), seed=3)
     engine.update(batch())
     before = state_of(engine)
-    with pytest.raises(NonFiniteLossError, match="actor/loss is (nan|-?inf) at update 2"):
+    with pytest.raises(NonFiniteLossError, match=r"actor/loss is (nan|-?inf) at update 2"):
         engine.update(batch(actor=math.inf))
     # Its loss saw the critic after that update's step, and so does who looks at it.
     assert changed(engine, before) == {"networks/critic", "adam/critic"}
