@@ -7,18 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from serl_fast.kernels.choice import HAS_TRITON, uses_triton
+
 if TYPE_CHECKING:
-    HAS_TRITON = True
     triton: Any
     tl: Any
-else:
-    try:
-        import triton
-        import triton.language as tl
-
-        HAS_TRITON = True
-    except ImportError:  # Triton exists for Linux only
-        HAS_TRITON = False
+elif HAS_TRITON:
+    import triton
+    import triton.language as tl
 
 PADDING = 4
 _BLOCK = 2048
@@ -28,6 +24,8 @@ def random_crop(images: Tensor, offsets: Tensor, padding: int = PADDING) -> Tens
     """Shift each image by its offset, repeating the edge; Triton on CUDA, plain PyTorch elsewhere.
 
     out[b, i, j] = images[b, clip(i + y_b - padding, 0, H - 1), clip(j + x_b - padding, 0, W - 1)]
+
+    On CUDA a compiler meets one opaque operator, so a compiled function stays one graph.
 
     Args:
         images: uint8 [B, H, W, C] or [B, T, H, W, C].
@@ -43,19 +41,36 @@ def random_crop(images: Tensor, offsets: Tensor, padding: int = PADDING) -> Tens
 
     Source: DrQ (Yarats et al. 2021); ``serl_launcher/vision/data_augmentations.py``.
     """
-    crop = random_crop_triton if HAS_TRITON and images.is_cuda else random_crop_reference
-    return crop(images, offsets, padding)
+    frames, corners = flatten(images, offsets)
+    crop = random_crop_operator if uses_triton(images) else random_crop_reference
+    cropped: Tensor = crop(frames, corners, padding)
+    return cropped.view(images.shape)
 
 
 def random_crop_reference(images: Tensor, offsets: Tensor, padding: int = PADDING) -> Tensor:
     """:func:`random_crop` in plain PyTorch: one gather with clamped indices, no data-dependent shape."""
-    frames, corners = _flatten(images, offsets)
-    count, height, width, _ = frames.shape
+    frames, corners = flatten(images, offsets)
+    index = torch.arange(frames.shape[0], device=images.device)
+    return gather_cropped(frames, index, corners, padding).view(images.shape)
+
+
+def gather_cropped(frames: Tensor, index: Tensor, corners: Tensor, padding: int) -> Tensor:
+    """The crops of ``frames[index]`` in plain PyTorch.
+
+    Args:
+        frames: uint8 [F, H, W, C].
+        index: int64 [N].
+        corners: integers [N, 2].
+        padding: pixels on each side.
+
+    Returns:
+        uint8 [N, H, W, C].
+    """
+    height, width = frames.shape[1:3]
     shift = corners.to(torch.int64) - padding  # [N, 2]
-    rows = (torch.arange(height, device=images.device) + shift[:, :1]).clamp(0, height - 1)  # [N, H]
-    columns = (torch.arange(width, device=images.device) + shift[:, 1:]).clamp(0, width - 1)  # [N, W]
-    index = torch.arange(count, device=images.device)
-    return frames[index[:, None, None], rows[:, :, None], columns[:, None, :]].view_as(images)
+    rows = (torch.arange(height, device=frames.device) + shift[:, :1]).clamp(0, height - 1)  # [N, H]
+    columns = (torch.arange(width, device=frames.device) + shift[:, 1:]).clamp(0, width - 1)  # [N, W]
+    return frames[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def random_crop_triton(images: Tensor, offsets: Tensor, padding: int = PADDING) -> Tensor:
@@ -65,23 +80,40 @@ def random_crop_triton(images: Tensor, offsets: Tensor, padding: int = PADDING) 
     The reference also reads int64 indices. On the CPU the kernel runs only in Triton's interpreter
     (TRITON_INTERPRET=1).
     """
-    frames, corners = _flatten(images.contiguous(), offsets.contiguous())
+    frames, corners = flatten(images.contiguous(), offsets.contiguous())
+    corners = corners.contiguous()
     count, height, width, channels = frames.shape
-    output = torch.empty_like(frames)
+    output = torch.empty_like(frames, memory_format=torch.contiguous_format)
     size = height * width * channels
     if count and size:
         grid = (count, triton.cdiv(size, _BLOCK))
-        _crop_kernel[grid](frames, corners.contiguous(), output, height, width, channels, padding, size, BLOCK=_BLOCK)
-    return output.view_as(images)
+        with torch.cuda.device_of(frames):  # Triton launches on the current device, whatever its arguments are on
+            _crop_kernel[grid](frames, corners, output, height, width, channels, padding, size, BLOCK=_BLOCK)
+    return output.view(images.shape)
 
 
-def _flatten(images: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Images as [N, H, W, C] and offsets as [N, 2], N = B * T."""
+# An operator, not a call of the kernel: compilers keep its place and need not look inside. Where no other
+# implementation is registered, the reference runs.
+random_crop_operator = torch.library.custom_op(
+    "serl_fast::random_crop",
+    random_crop_reference,
+    mutates_args=(),
+    schema="(Tensor images, Tensor offsets, int padding) -> Tensor",
+)
+random_crop_operator.register_fake(
+    lambda images, offsets, padding: torch.empty_like(images, memory_format=torch.contiguous_format)
+)
+if HAS_TRITON:
+    random_crop_operator.register_kernel("cuda", random_crop_triton)
+
+
+def flatten(images: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Images as [N, H, W, C] and offsets as [N, 2], N = B * T; see :func:`random_crop`."""
     if images.dim() not in (4, 5):
         raise ValueError(f"images have shape {tuple(images.shape)}; random_crop takes [B, H, W, C] or [B, T, H, W, C]")
     leading = images.shape[:-3]
     if len(leading) == 2 and offsets.dim() == 2:
-        offsets = offsets[:, None].expand(-1, leading[1], -1)
+        offsets = offsets.unsqueeze(1).expand(-1, leading[1], -1)
     if offsets.shape != (*leading, 2):
         raise ValueError(
             f"offsets have shape {tuple(offsets.shape)}; images {tuple(images.shape)} take ({images.shape[0]}, 2)"

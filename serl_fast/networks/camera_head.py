@@ -31,9 +31,12 @@ class SpatialLearnedEmbeddings(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [B, h, w, C] to [B, C * F], channel-major."""
-        # Each channel is a product of [B, h*w] with [h*w, F]: one batched product over the channels.
-        x = features.flatten(1, 2).permute(2, 0, 1)  # [C, B, h*w]
-        kernel = self.kernel.flatten(0, 1).permute(1, 0, 2)  # [C, h*w, F]
+        # Each channel is a product of [B, h*w] with [h*w, F]: one batched product over the channels. Copied into that
+        # order first, as one transposed matrix: from strided factors the CPU's batched product copies every channel by
+        # itself.
+        rows = features.flatten(0, 2).t().contiguous()  # [C, B*h*w]
+        x = rows.unflatten(1, (features.shape[0], -1))  # [C, B, h*w]
+        kernel = self.kernel.flatten(0, 1).permute(1, 0, 2).contiguous()  # [C, h*w, F]
         return torch.bmm(x, kernel.to(x.dtype)).transpose(0, 1).flatten(1)
 
 
@@ -140,7 +143,10 @@ class CameraHead(nn.Module):
         Returns:
             float [B, bottleneck], or [B, ``width``] without a bottleneck.
         """
-        x = self.pool(features)
+        return self.project(self.pool(features), dropout)
+
+    def project(self, x: Tensor, dropout: Tensor | None = None) -> Tensor:
+        """The rest of :meth:`forward` from pooled features [B, ``width``] on."""
         if dropout is not None:
             x = x * dropout
         if self.dense is None:

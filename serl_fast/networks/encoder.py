@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.camera_head import CameraHead as CameraHead
 from serl_fast.networks.camera_head import SpatialLearnedEmbeddings as SpatialLearnedEmbeddings
 from serl_fast.networks.mlp import LAYER_NORM_EPSILON, linear
+from serl_fast.networks.resnet10 import ResNet10
 from serl_fast.networks.trunks import feature_shape_of, is_frozen, make_trunk
 
 DROPOUT_RATE = 0.1
@@ -221,6 +224,30 @@ class Encoder(nn.Module):
         """
         return self._encode_trunk(observations) if self.frozen_trunk else observations
 
+    def encode_crops(
+        self, observations: Sequence[dict[str, Tensor]], offsets: Sequence[Tensor], padding: int
+    ) -> list[dict[str, Tensor]]:
+        """:meth:`encode_trunk` of several observations, their images cropped at random before; one pass for all.
+
+        Args:
+            observations: of one agent, those of a transition and the next ones say.
+            offsets: of the crop, integers [B, 2] for each of ``observations``, shared by its cameras.
+            padding: of the crop, pixels on each side; see :func:`serl_fast.kernels.random_crop.random_crop`.
+        """
+        count, trunk = len(observations), self.trunk
+        images = [each[key] for key in self.image_keys for each in observations]
+        if isinstance(trunk, ResNet10) and self.frozen_trunk and all(trunk.takes_crops(image) for image in images):
+            encoded = trunk.encode_crops(images, list(offsets) * len(self.image_keys), padding)
+            parts = encoded.split([image.shape[0] for image in images])
+            features = {key: parts[k * count : (k + 1) * count] for k, key in enumerate(self.image_keys)}
+        else:
+            turns = cycle(offsets)
+            crops = [random_crop(image, next(turns), padding) for image in images]
+            joint = {key: torch.cat(crops[k * count : (k + 1) * count]) for k, key in enumerate(self.image_keys)}
+            sizes = [image.shape[0] for image in images[:count]]
+            features = {key: x.split(sizes) for key, x in self.encode_trunk(joint).items()}
+        return [{**each, **{key: features[key][n] for key in self.image_keys}} for n, each in enumerate(observations)]
+
     def _encode_trunk(self, observations: dict[str, Tensor]) -> dict[str, Tensor]:
         cameras = [k for k, key in enumerate(self.image_keys) if self._entry(observations, key).dtype == torch.uint8]
         if not cameras:
@@ -255,20 +282,42 @@ class Encoder(nn.Module):
             ValueError: an entry is missing or has another shape, or images come without a trunk.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach_images):
-            parts = self._encode_cameras(self._encode_trunk(observations), dropout)
-        if self.normalizer is not None:
-            parts.append(self.proprioception(self.normalizer(self._state(observations))))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+            cameras = self._project(self._pool(observations), dropout)
+        return _joined(cameras + self._encode_state(observations))
 
-    def _encode_cameras(self, observations: dict[str, Tensor], dropout: Tensor | None) -> list[Tensor]:
+    def with_and_without_dropout(
+        self, observations: dict[str, Tensor], dropout: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``forward`` with the mask and without; what lies before the dropout and beside it is evaluated once.
+
+        Args:
+            observations: see :meth:`forward`.
+            dropout: see :meth:`forward`; where it is absent the two are one tensor.
+        """
+        pooled, state = self._pool(observations), self._encode_state(observations)
+        plain = _joined(self._project(pooled, None) + state)
+        return (plain if dropout is None else _joined(self._project(pooled, dropout) + state)), plain
+
+    def _pool(self, observations: dict[str, Tensor]) -> list[Tensor]:
+        """The pooled features of every camera, [B * T, width] each."""
+        observations = self._encode_trunk(observations)
+        cameras = zip(self.image_keys, self._heads(), strict=True)
+        return [head.pool(self._frames(key, observations[key]).flatten(0, 1)) for key, head in cameras]
+
+    def _project(self, pooled: list[Tensor], dropout: Tensor | None) -> list[Tensor]:
+        """Pooled features of every camera -> [B, T * bottleneck] each."""
         parts: list[Tensor] = []
-        for k, (key, head) in enumerate(zip(self.image_keys, self.heads, strict=True)):
-            features = self._frames(key, observations[key])  # [B, T, h, w, C]
+        for k, (x, head) in enumerate(zip(pooled, self._heads(), strict=True)):
             mask = None
             if dropout is not None:
                 mask = dropout[:, k * self.frames : (k + 1) * self.frames].flatten(0, 1)  # [B * T, width]
-            parts.append(head(features.flatten(0, 1), mask).unflatten(0, features.shape[:2]).flatten(1))
+            parts.append(head.project(x, mask).unflatten(0, (-1, self.frames)).flatten(1))
         return parts
+
+    def _encode_state(self, observations: dict[str, Tensor]) -> list[Tensor]:
+        if self.normalizer is None:
+            return []
+        return [self.proprioception(self.normalizer(self._state(observations)))]
 
     def _heads(self) -> Iterator[CameraHead]:
         for head in self.heads:
@@ -305,6 +354,10 @@ class Encoder(nn.Module):
         if state.shape[1] != self.proprioception_size:
             raise ValueError(f"state has {state.shape[1]} values; the encoder takes {self.proprioception_size}")
         return state
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 class _Kind(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from serl_fast import safe_pickle
+from serl_fast.kernels.choice import uses_triton
+from serl_fast.kernels.crop_normalize import crop_normalize
+from serl_fast.kernels.group_norm_relu import group_norm_relu
+from serl_fast.kernels.random_crop import PADDING
 
 GROUPS = 4
 GROUP_NORM_EPSILON = 1e-5
@@ -55,6 +59,15 @@ def same_padding(height: int, width: int, kernel: int, stride: int) -> tuple[int
     return (*pair(width), *pair(height))
 
 
+def same_max_pool(x: Tensor) -> Tensor:
+    """The largest of 3 x 3, stride 2, "SAME" padding with minus infinity: [N, C, H, W] -> [N, C, ceil(H/2), ceil(W/2)].
+
+    Nothing is padded: the pooling ends its last window where the image does, where the extra row would be.
+    """
+    left, _, top, _ = same_padding(x.shape[-2], x.shape[-1], kernel=3, stride=2)
+    return F.max_pool2d(x, kernel_size=3, stride=2, padding=(top, left), ceil_mode=True)
+
+
 def resize_images(images: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Bilinear, antialiased when shrinking, not rounded: uint8 [N, H, W, 3] -> float32 [N, 3, *image_size]."""
     x = images.permute(0, 3, 1, 2).float()
@@ -63,24 +76,92 @@ def resize_images(images: Tensor, image_size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, image_size, mode="bilinear", align_corners=False, antialias=True)
 
 
-class SameConv2d(nn.Conv2d):
+class PrecastConv2d(nn.Conv2d):
+    """A convolution without bias, Kaiming-normal (truncated) weights; frozen, its weights can be cast once and for all.
+
+    Autocast casts weights in every pass, since it keeps no casts where no gradient is wanted or a compiler traces.
+
+    Attributes:
+        precast: the weights in another type, used wherever autocast would cast them to it; None: no copy is kept. Not
+            saved. It follows the weights in ``load_state_dict`` and in passes that run eagerly.
+    """
+
+    precast: Tensor | None
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding, bias=False)
+        truncated_normal_(self.weight, fan_in=inputs * kernel * kernel, scale=2.0)
+        self.register_buffer("precast", None, persistent=False)
+        self._version_cast = -1
+
+    def set_precast(self, dtype: torch.dtype | None) -> None:
+        """Keep a copy of the weights in ``dtype``; None: keep none."""
+        self.precast = None if dtype is None else self.weight.detach().to(dtype, copy=True)
+        self._version_cast = self.weight._version
+
+    def refresh_precast(self) -> None:
+        """Bring the copy up to date with the weights, in place: captured graphs know its address."""
+        if self.precast is not None:
+            self.precast.copy_(self.weight.detach())
+            self._version_cast = self.weight._version
+
+    def cast_weight(self, device: torch.device) -> Tensor:
+        """The weights as a pass on ``device`` should use them."""
+        if self.precast is None or not torch.is_autocast_enabled(device.type):
+            return self.weight
+        if torch.get_autocast_dtype(device.type) != self.precast.dtype or self.weight.requires_grad:
+            return self.weight
+        if not torch.compiler.is_compiling() and self.weight._version != self._version_cast:
+            self.refresh_precast()
+        return self.precast
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, inputs, H, W] to [N, outputs, h, w]."""
+        return F.conv2d(x, self.cast_weight(x.device), stride=self.stride, padding=self.padding)  # type: ignore[arg-type]
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.refresh_precast()
+
+
+class SameConv2d(PrecastConv2d):
     """A convolution without bias and with "SAME" padding; Kaiming-normal (truncated) weights."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(inputs, outputs, kernel, stride, bias=False)
+        super().__init__(inputs, outputs, kernel, stride)
         self.kernel, self.step = kernel, stride
-        truncated_normal_(self.weight, fan_in=inputs * kernel * kernel, scale=2.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, inputs, H, W] to [N, outputs, ceil(H / stride), ceil(W / stride)]."""
+        weight = self.cast_weight(x.device)
         left, right, top, bottom = same_padding(x.shape[-2], x.shape[-1], self.kernel, self.step)
         if (left, top) == (right, bottom):  # symmetric: the convolution pads by itself, without a copy
-            return F.conv2d(x, self.weight, stride=self.step, padding=(top, left))
-        return F.conv2d(F.pad(x, (left, right, top, bottom)), self.weight, stride=self.step)
+            return F.conv2d(x, weight, stride=self.step, padding=(top, left))
+        return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, stride=self.step)
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, channels, eps=GROUP_NORM_EPSILON)
+class ReluGroupNorm(nn.GroupNorm):
+    """GroupNorm as the trunk has it, which can add a residual and apply the ReLU on its way."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(GROUPS, channels, eps=GROUP_NORM_EPSILON)
+
+    def relu(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """relu(norm(x) + residual), one kernel where Triton runs and no gradient is recorded; [N, C, H, W]."""
+        if self._fuses(x):
+            return group_norm_relu(x, self.weight, self.bias, self.num_groups, self.eps, residual)
+        y = self(x)
+        return F.relu(y if residual is None else y + residual)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [N, C, H, W]."""
+        if self._fuses(x):
+            return group_norm_relu(x, self.weight, self.bias, self.num_groups, self.eps, relu=False)
+        return super().forward(x)
+
+    @staticmethod
+    def _fuses(x: Tensor) -> bool:
+        return uses_triton(x) and not torch.is_grad_enabled()
 
 
 class ResNetBlock(nn.Module):
@@ -89,18 +170,19 @@ class ResNetBlock(nn.Module):
     def __init__(self, inputs: int, filters: int, stride: int) -> None:
         super().__init__()
         self.conv1 = SameConv2d(inputs, filters, 3, stride)
-        self.norm1 = _group_norm(filters)
+        self.norm1 = ReluGroupNorm(filters)
         self.conv2 = SameConv2d(filters, filters, 3)
-        self.norm2 = _group_norm(filters)
+        self.norm2 = ReluGroupNorm(filters)
         projected = stride != 1 or inputs != filters
         self.projection = SameConv2d(inputs, filters, 1, stride) if projected else nn.Identity()
-        self.projection_norm = _group_norm(filters) if projected else nn.Identity()
+        self.projection_norm = ReluGroupNorm(filters) if projected else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, inputs, H, W] to [N, filters, ceil(H / stride), ceil(W / stride)]."""
-        residual = F.relu(self.norm1(self.conv1(x)))
-        residual = self.norm2(self.conv2(residual))
-        return F.relu(self.projection_norm(self.projection(x)) + residual)
+        y = self.conv2(self.norm1.relu(self.conv1(x)))
+        if isinstance(self.projection_norm, ReluGroupNorm):
+            return self.projection_norm.relu(self.projection(x), residual=self.norm2(y))
+        return self.norm2.relu(y, residual=x)
 
 
 class ResNet10(nn.Module):
@@ -124,9 +206,8 @@ class ResNet10(nn.Module):
         super().__init__()
         self.image_size = image_size
         self.frozen = frozen
-        self.conv_init = nn.Conv2d(3, BLOCK_FILTERS[0], 7, stride=2, padding=3, bias=False)
-        truncated_normal_(self.conv_init.weight, fan_in=3 * 7 * 7, scale=2.0)
-        self.norm_init = _group_norm(BLOCK_FILTERS[0])
+        self.conv_init = PrecastConv2d(3, BLOCK_FILTERS[0], kernel=7, stride=2, padding=3)
+        self.norm_init = ReluGroupNorm(BLOCK_FILTERS[0])
         inputs = (BLOCK_FILTERS[0], *BLOCK_FILTERS[:-1])
         self.blocks = nn.ModuleList(
             ResNetBlock(i, o, stride=1 if n == 0 else 2)
@@ -165,6 +246,58 @@ class ResNet10(nn.Module):
             x = self.features(self.normalise(images.flatten(0, -4) if images.dim() > 3 else images[None]))
         return x.permute(0, 2, 3, 1).reshape(*images.shape[:-3], *self.feature_shape)
 
+    def encode_crops(self, images: Sequence[Tensor], offsets: Sequence[Tensor], padding: int = PADDING) -> Tensor:
+        """Encode random crops of several batches of images, of several cameras say, in one pass.
+
+        The same as :meth:`forward` of every :func:`serl_fast.kernels.random_crop.random_crop`, joined; bytes become
+        the first convolution's input in one kernel, neither joined nor cropped in between.
+
+        Args:
+            images: uint8 [B, (T,) H, W, 3] each, of the trunk's ``image_size``, see :meth:`takes_crops`.
+            offsets: of the crop, integers [B, 2] or [B, T, 2] for each of ``images``.
+            padding: of the crop, pixels on each side.
+
+        Returns:
+            Feature maps, float [sum of B, (T,) h, w, 512], channels last.
+
+        Raises:
+            ValueError: images are of another shape, or offsets do not fit.
+        """
+        for image in images:
+            if not self.takes_crops(image):
+                given = f"{image.dtype} {tuple(image.shape)}"
+                raise ValueError(f"images are {given}; encode_crops takes torch.uint8 [..., {(*self.image_size, 3)}]")
+        kind = images[0].device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        mean, std = self.mean.flatten(), self.std.flatten()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            x = self.features(crop_normalize(images, offsets, mean, std, padding=padding, dtype=dtype))
+        return x.permute(0, 2, 3, 1).reshape(-1, *images[0].shape[1:-3], *self.feature_shape)
+
+    def takes_crops(self, images: Tensor) -> bool:
+        """Whether :meth:`encode_crops` takes ``images``: what has another size is cropped, then resized."""
+        return images.dtype == torch.uint8 and tuple(images.shape[-3:]) == (*self.image_size, 3)
+
+    def keep_cast(self, dtype: torch.dtype | None) -> None:
+        """Keep the convolutions' weights in ``dtype`` for passes under autocast to it; None: keep no copies.
+
+        For a frozen trunk: autocast would cast them in every pass. The copies follow ``load_state_dict``,
+        :func:`load_resnet10_params` and, in passes that run eagerly, any other change; call :meth:`refresh_cast` where
+        a compiled or captured pass must see one.
+        """
+        for conv in self._convolutions():
+            conv.set_precast(dtype if self.frozen else None)
+
+    def refresh_cast(self) -> None:
+        """Bring what :meth:`keep_cast` keeps up to date with the weights, in place."""
+        for conv in self._convolutions():
+            conv.refresh_precast()
+
+    def _convolutions(self) -> Iterator[PrecastConv2d]:
+        for module in self.modules():
+            if isinstance(module, PrecastConv2d):
+                yield module
+
     def resize(self, images: Tensor) -> Tensor:
         """See :func:`resize_images`."""
         return resize_images(images, self.image_size)
@@ -175,9 +308,8 @@ class ResNet10(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The network proper: normalised images [N, 3, H, W] -> [N, 512, H / 32, W / 32]."""
-        x = F.relu(self.norm_init(self.conv_init(x)))
-        padding = same_padding(x.shape[-2], x.shape[-1], kernel=3, stride=2)
-        x = F.max_pool2d(F.pad(x, padding, value=float("-inf")), kernel_size=3, stride=2)
+        x = self.norm_init.relu(self.conv_init(x))
+        x = same_max_pool(x)
         for block in self.blocks:
             x = block(x)
         return x

@@ -20,7 +20,7 @@ from serl_fast.networks.resnet10 import (
     IMAGENET_STD,
     ResNet10,
     resize_images,
-    same_padding,
+    same_max_pool,
     truncated_normal_,
 )
 
@@ -166,8 +166,7 @@ class ImpalaStack(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, inputs, H, W] to [N, filters, ceil(H / 2), ceil(W / 2)]."""
         x = self.conv(x)
-        padding = same_padding(x.shape[-2], x.shape[-1], kernel=3, stride=2)
-        x = F.max_pool2d(F.pad(x, padding, value=float("-inf")), kernel_size=3, stride=2)
+        x = same_max_pool(x)
         return x + self.residual2(F.relu(self.residual1(F.relu(x))))
 
 

@@ -334,3 +334,17 @@ def test_one_graph() -> None:
     mask = dropout_mask(torch.rand(3, *encoder.dropout_shape))
     compiled = torch.compile(encoder, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(observations, mask), encoder(observations, mask))
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_with_and_without_dropout_are_the_two_forward_passes(frames):
+    torch.manual_seed(0)
+    encoder = Encoder(("front", "wrist"), 3, feature_shape=(2, 2, 4), bottleneck=5, frames=frames)
+    size = (6, frames, 2, 2, 4)
+    observations = {"state": torch.randn(6, 3), "front": torch.randn(size), "wrist": torch.randn(size)}
+    dropout = dropout_mask(torch.rand(6, *encoder.dropout_shape), 0.5)
+    dropped, plain = encoder.with_and_without_dropout(observations, dropout)
+    assert torch.equal(dropped, encoder(observations, dropout))
+    assert torch.equal(plain, encoder(observations))
+    assert not torch.equal(dropped, plain)
+    assert torch.equal(*encoder.with_and_without_dropout(observations, None))

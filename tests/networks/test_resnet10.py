@@ -19,6 +19,7 @@ from serl_fast.networks.resnet10 import (
     ResNet10,
     SameConv2d,
     load_resnet10_params,
+    same_max_pool,
     same_padding,
     truncated_normal_,
 )
@@ -184,8 +185,14 @@ def test_normalisation() -> None:
 def test_max_pool_pads_after_the_image() -> None:
     """The last window sees two columns and minus infinity, never a zero."""
     x = -1 - torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)
-    pooled = F.max_pool2d(F.pad(x, same_padding(4, 4, 3, 2), value=float("-inf")), 3, 2)
-    assert torch.equal(pooled[0, 0], torch.tensor([[-1.0, -3.0], [-1.0, -3.0]]))
+    assert torch.equal(same_max_pool(x)[0, 0], torch.tensor([[-1.0, -3.0], [-1.0, -3.0]]))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (5, 8), (7, 7), (16, 9)])
+def test_max_pool_is_that_of_a_padded_image(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size)
+    padded = F.pad(x, same_padding(*size, 3, 2), value=float("-inf"))
+    assert torch.equal(same_max_pool(x), F.max_pool2d(padded, 3, 2))
 
 
 def test_initial_weights() -> None:
