@@ -1,6 +1,8 @@
 #include "py_store.h"
 
+#include <algorithm>
 #include <array>
+#include <limits>
 #include <span>
 #include <utility>
 
@@ -189,6 +191,31 @@ void PyStore::load(const py::array& continues, const py::list& records, const py
   without_lock([&] { store->load(view); });
 }
 
+py::tuple PyStore::copy_steps(std::uint64_t first, const py::array& continues, const py::list& records,
+                              const py::list& steps) const {
+  const Schema& schema = store->schema();
+  require_count(records.size(), schema.observations.size());
+  require_count(steps.size(), schema.steps.size());
+  StateSpace to;
+  to.steps = leading_axis(continues, "continues");
+  to.records = std::numeric_limits<std::size_t>::max();
+  to.continues = rows_of(continues, ArrayForm{"continues", Dtype::kBool, {}}, to.steps, true);
+  for (const py::handle given : records) {
+    if (!given.is_none()) to.records = std::min(to.records, leading_axis(given, "records"));
+  }
+  for (std::size_t f = 0; f < schema.observations.size(); ++f) {
+    const Field& field = schema.observations[f];
+    const ArrayForm form{field.name, field.dtype, field.shape};
+    to.record_columns.push_back(records[f].is_none() ? nullptr : rows_of(records[f], form, to.records, true));
+  }
+  for (std::size_t f = 0; f < schema.steps.size(); ++f) {
+    const ArrayForm form = ArrayForm::of(schema.steps[f]);
+    to.step_columns.push_back(steps[f].is_none() ? nullptr : rows_of(steps[f], form, to.steps, true));
+  }
+  const Excerpt copied = without_lock([&] { return store->copy_steps(first, to); });
+  return py::make_tuple(copied.first, copied.steps, copied.records);
+}
+
 // --- the calls of the actor's loop, without pybind11's dispatch, which costs more than the append
 // ------------------
 
@@ -289,6 +316,8 @@ void bind_store(py::module_& module) {
       .def("state", &PyStore::state)
       .def("load", &PyStore::load, py::arg("continues"), py::arg("records"), py::arg("steps"),
            py::arg("seed"), py::arg("draws"), py::arg("appended"))
+      .def("copy_steps", &PyStore::copy_steps, py::arg("first"), py::arg("continues"), py::arg("records"),
+           py::arg("steps"))
       .def("__len__", [](const PyStore& self) { return self.store->size(); })
       .def_property_readonly("capacity", [](const PyStore& self) { return self.store->capacity(); })
       .def_property_readonly("appended", [](const PyStore& self) { return self.store->appended(); })

@@ -42,6 +42,8 @@ class PyStore {
   py::dict state() const;
   void load(const py::array& continues, const py::list& records, const py::list& steps, std::uint64_t seed,
             std::uint64_t draws, std::uint64_t appended);
+  py::tuple copy_steps(std::uint64_t first, const py::array& continues, const py::list& records,
+                       const py::list& steps) const;
 
   const std::unique_ptr<Store> store;
 

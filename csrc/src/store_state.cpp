@@ -1,4 +1,5 @@
-// Store::state and Store::load.
+// Store::state, Store::load and Store::copy_steps.
+#include <algorithm>
 #include <cstring>
 #include <mutex>
 #include <string>
@@ -57,6 +58,42 @@ State Store::state() const {
     }
   }
   return state;
+}
+
+Excerpt Store::copy_steps(std::uint64_t first, const StateSpace& to) const {
+  const Reading held = reading();
+  Excerpt copied{.first = std::clamp(first, held.begin(), held.end()), .steps = 0, .records = 0};
+  const std::size_t present = std::min<std::uint64_t>(held.end() - copied.first, to.steps);
+  for (; copied.steps < present; ++copied.steps) {
+    const std::uint64_t id = copied.first + copied.steps;
+    if (files_ != nullptr && !files_->good(id)) files_->raise_damage(id);
+    const bool continues = id != held.begin() && follows(id);
+    const std::size_t records = continues ? 1 : stack() + 1;
+    if (records > to.records - copied.records) break;
+    to.continues[copied.steps] = std::byte{continues};
+    copied.records += records;
+  }
+  for (std::size_t f = 0; f < schema().observations.size(); ++f) {
+    const std::size_t bytes = schema().observations[f].frame_bytes();
+    const std::size_t unused = stack() - schema().observations[f].stack;
+    std::byte* out = to.record_columns[f];
+    if (out == nullptr || bytes == 0) continue;
+    for (std::size_t step = 0; step < copied.steps; ++step) {
+      const std::uint32_t* own = slots(row_of(copied.first + step));
+      for (std::size_t t = to.continues[step] != std::byte{0} ? stack() : 0; t <= stack(); ++t) {
+        if (t >= unused) std::memcpy(out, frame(f, own[t]), bytes);
+        out += bytes;
+      }
+    }
+  }
+  for (std::size_t f = 0; f < schema().steps.size(); ++f) {
+    const Cells& cells = step_field(f);
+    std::byte* out = to.step_columns[f];
+    for (std::size_t step = 0; out != nullptr && step < copied.steps && cells.bytes != 0; ++step) {
+      std::memcpy(out + step * cells.bytes, cells.at(row_of(copied.first + step)), cells.bytes);
+    }
+  }
+  return copied;
 }
 
 // Empty, at step `first`. Readers are kept out, or there are none.

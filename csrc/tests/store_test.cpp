@@ -1,5 +1,6 @@
 #include "serl_fast/store.h"
 
+#include <algorithm>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -201,6 +202,60 @@ void state_round_trip() {
   }
 }
 
+// A copy that is fed by copy_steps, in parts of at most 3 steps and 7 records, has the state of the store.
+void copies_steps_once() {
+  for (const std::size_t stack : {1, 2}) {
+    Store store(make_schema(stack), 10, 0);
+    std::vector<std::vector<std::byte>> records(2), steps(4);  // all that came, by field
+    std::vector<std::byte> marks;
+    std::uint64_t next = 0;
+    const auto take = [&] {
+      const std::size_t frame_bytes[] = {kPixels, kState * sizeof(float)};
+      const std::size_t step_bytes[] = {2 * sizeof(std::int64_t), sizeof(float), 1, 1};
+      std::vector<std::byte> part_marks(3);
+      std::vector<std::vector<std::byte>> part_records(2), part_steps(4);
+      StateSpace to{3, 7, part_marks.data(), {}, {}};
+      for (std::size_t f = 0; f < 2; ++f) part_records[f].resize(7 * frame_bytes[f]);
+      for (std::size_t f = 0; f < 4; ++f) part_steps[f].resize(3 * step_bytes[f]);
+      for (auto& column : part_records) to.record_columns.push_back(column.data());
+      for (auto& column : part_steps) to.step_columns.push_back(column.data());
+      const Excerpt part = store.copy_steps(next, to);
+      CHECK(part.first >= next && part.steps <= 3 && part.records <= 7);
+      CHECK(part.steps > 0 || next == store.appended());
+      next = part.first + part.steps;
+      const auto add = [](auto& all, const auto& more, std::size_t bytes) {
+        all.insert(all.end(), more.begin(), more.begin() + static_cast<std::ptrdiff_t>(bytes));
+      };
+      add(marks, part_marks, part.steps);
+      for (std::size_t f = 0; f < 2; ++f) add(records[f], part_records[f], part.records * frame_bytes[f]);
+      for (std::size_t f = 0; f < 4; ++f) add(steps[f], part_steps[f], part.steps * step_bytes[f]);
+    };
+    for (int step = 0; step < 9; ++step) {
+      append(store, one(step, step - step % 4, stack, false, step % 4 == 3),
+             step == 6 ? Continues::kNo : Continues::kDecide);
+      if (step % 3 == 1) take();
+    }
+    while (next < store.appended()) take();
+    const State state = store.state();
+    const auto equal = [](const std::vector<std::byte>& mine, const std::byte* theirs, std::size_t bytes) {
+      return mine.size() == bytes && std::equal(mine.begin(), mine.end(), theirs);
+    };
+    CHECK(equal(marks, state.continues.data(), state.steps));
+    CHECK(equal(records[0], state.record_columns[0].data(), state.records * kPixels));
+    CHECK(equal(steps[1], state.step_columns[1].data(), state.steps * sizeof(float)));
+    if (stack == 1) CHECK(equal(records[1], state.record_columns[1].data(), state.records * kState * 4));
+    for (int step = 9; step < 30; ++step)
+      append(store, one(step, step - step % 4, stack, false, step % 4 == 3));
+    std::byte mark[1];
+    StateSpace to{1, stack + 1, mark, {nullptr, nullptr}, std::vector<std::byte*>(4, nullptr)};
+    const Excerpt oldest = store.copy_steps(next, to);  // step 9 is long gone
+    CHECK(oldest.first == 20 && oldest.steps == 1 && oldest.records == stack + 1 && mark[0] == std::byte{0});
+    to.records = stack;
+    CHECK(store.copy_steps(next, to).steps == 0);
+    CHECK(store.copy_steps(99, to).steps == 0);
+  }
+}
+
 void refuses_impossible_capacities() {
   CHECK_THROWS(Store(make_schema(), 0, 0), Error, "capacity is 0");
   CHECK_THROWS(Store(make_schema(), std::size_t{1} << 40, 0), Error, "at most 2^31 - 1");
@@ -219,6 +274,7 @@ int main() {
   relabels_live_steps_only();
   finds_the_starts_of_episodes();
   state_round_trip();
+  copies_steps_once();
   refuses_impossible_capacities();
   return serl_fast::test::summary();
 }

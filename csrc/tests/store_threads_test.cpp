@@ -99,6 +99,7 @@ class Stress {
     }
     start([this] { relabel(); });
     start([this] { copy_state(); });
+    start([this, next = std::uint64_t{0}]() mutable { follow(next); });
     std::this_thread::sleep_for(duration);
     done_ = true;
     for (std::thread& thread : threads_) thread.join();
@@ -156,6 +157,31 @@ class Stress {
     const State state = store_.state();
     Store copy(make_schema(kStack), kCapacity, 0);
     copy.load(state.view());  // throws where the parts contradict each other
+  }
+
+  // Every step's newest record is its next observation, and the one before it its observation.
+  void follow(std::uint64_t& next) {
+    constexpr std::size_t kSteps = 40, kRecords = kSteps * (kStack + 1);
+    std::vector<std::byte> marks(kSteps);
+    std::vector<float> states(kRecords * kState), rewards(kSteps);
+    const StateSpace to{kSteps,
+                        kRecords,
+                        marks.data(),
+                        {nullptr, reinterpret_cast<std::byte*>(states.data())},
+                        {nullptr, reinterpret_cast<std::byte*>(rewards.data()), nullptr, nullptr}};
+    const Excerpt part = store_.copy_steps(next, to);
+    std::size_t record = 0;
+    bool whole = part.first >= next && part.first + part.steps <= store_.appended();
+    for (std::size_t step = 0; step < part.steps; ++step) {
+      const bool continues = marks[step] != std::byte{0};
+      record += continues ? 1 : kStack + 1;
+      for (std::size_t i = 0; i < kState; ++i) {
+        whole = whole && states[(record - 1) * kState + i] == rewards[step] + 1;
+        whole = whole && (record < 2 || states[(record - 2) * kState + i] == rewards[step]);
+      }
+    }
+    if (!whole || record != part.records) ++torn_;
+    next = part.first + part.steps;
   }
 
   Store store_;

@@ -34,6 +34,8 @@ class BatchReader:
         device: where the batches are needed.
     """
 
+    source = None
+
     def __init__(self, batch_size: int, device: torch.device | str = "cpu") -> None:
         self.batch_size = batch_size
         self.device = torch.device(device)
@@ -55,6 +57,9 @@ class BatchReader:
         """A batch of zeros with the shapes of ``source``."""
         zeros: Batch = _map(source.empty_batch(self.batch_size), np.zeros_like)
         return to_tensors(zeros, self.device)
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
 
 class TensorStream:

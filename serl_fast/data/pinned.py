@@ -103,6 +103,47 @@ class DeviceCopies:
         self._pending.clear()
 
 
+class SideStream:
+    """Copies into memory that steps on the current stream read, on a CUDA stream of their own.
+
+    A step reads what was announced to it. So a copy over memory that no announcement holds any more runs beside the
+    step that was enqueued last, and after the steps that were enqueued before the newest announcement: those may have
+    read an older one. A copy over memory that is still announced runs after every step enqueued so far.
+
+    Args:
+        device: where the memory is.
+        cuda: streams and events; ``torch.cuda``, except in tests.
+    """
+
+    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
+        self._cuda, self._device = cuda, device
+        self._side = cuda.Stream(device)
+        self._announced: Any = None
+        self._copying = False
+
+    def copies(self, over_announced: bool) -> Any:
+        """A context in which copies are enqueued; ``over_announced``: see the class."""
+        if over_announced:
+            self._side.wait_stream(self._cuda.current_stream(self._device))
+        elif self._announced is not None:
+            self._side.wait_event(self._announced)
+        self._copying = True
+        return self._cuda.stream(self._side)
+
+    def join(self) -> None:
+        """Let the current stream wait for the copies; the host goes on."""
+        if self._copying:
+            copied = self._cuda.Event()
+            copied.record(self._side)
+            self._cuda.current_stream(self._device).wait_event(copied)
+        self._copying = False
+
+    def announced(self) -> None:
+        """What the current stream has been told last is what steps read from here on."""
+        self._announced = self._cuda.Event()
+        self._announced.record(self._cuda.current_stream(self._device))
+
+
 def block_tensors(block: torch.Tensor, layout: Layout, offsets: tuple[int, ...], rows: int) -> Batch:
     """The arrays of a batch as tensors over one block of uint8 that holds them all."""
     tensors = []

@@ -36,6 +36,13 @@ class Store:
         draws: int,
         appended: int,
     ) -> None: ...
+    def copy_steps(
+        self,
+        first: int,
+        continues: npt.NDArray[np.bool_],
+        records: list[npt.NDArray[Any] | None],
+        steps: list[npt.NDArray[Any] | None],
+    ) -> tuple[int, int, int]: ...
     def __len__(self) -> int: ...
     @property
     def capacity(self) -> int: ...

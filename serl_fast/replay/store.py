@@ -65,6 +65,7 @@ class ReplayStore(InFiles):
         self.schema = schema
         self._native = native
         self.limiter = None
+        self._relabels = self._loads = 0
         self._default = self._own_sampler(0.99)
 
     @classmethod
@@ -298,7 +299,9 @@ class ReplayStore(InFiles):
         numbers = age_indices(ids)
         form = self.schema.steps[names.index(field)]
         column = to_stored(values, field, form.dtype, (len(numbers), *form.shape))
-        return self._native.relabel(names.index(field), numbers, column)
+        changed = self._native.relabel(names.index(field), numbers, column)
+        self._relabels += 1
+        return changed
 
     def prioritize(self, alpha: float = 0.6, epsilon: float = 1e-6) -> None:
         """Keep a priority for every transition from now on: P(i) = p_i^alpha / Σ p^alpha.
@@ -357,6 +360,7 @@ class ReplayStore(InFiles):
         """
         numbers, continues, records, steps = states.unpack(self.schema, state)
         self._native.load(continues, records, steps, numbers["seed"], numbers["draws"], numbers["appended"])
+        self._loads += 1
 
     def episodes(self) -> list[Slice]:
         """The episodes held now, oldest first, as views.
@@ -400,6 +404,11 @@ class ReplayStore(InFiles):
     def first_id(self) -> int:
         """Number of the oldest transition held: that of age 0."""
         return self._native.first_id
+
+    @property
+    def rewrites(self) -> tuple[int, int]:
+        """How often this object changed what was stored: calls of ``relabel``, and of ``load_state_dict``."""
+        return self._relabels, self._loads
 
     @property
     def nbytes(self) -> int:

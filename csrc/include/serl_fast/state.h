@@ -37,4 +37,20 @@ struct State {
   StateView view() const;
 };
 
+// Memory for a part of a store in the form of a StateView: the caller's, of so many steps and records.
+struct StateSpace {
+  std::size_t steps = 0;
+  std::size_t records = 0;
+  std::byte* continues = nullptr;
+  std::vector<std::byte*> record_columns;  // one per observation field; null: not wanted
+  std::vector<std::byte*> step_columns;    // one per step field; null: not wanted
+};
+
+// What of it was filled: the steps [first, first + steps) and their records.
+struct Excerpt {
+  std::uint64_t first = 0;
+  std::size_t steps = 0;
+  std::size_t records = 0;
+};
+
 }  // namespace serl_fast

@@ -112,6 +112,12 @@ class Store {
   // load throws Error where the copy does not fit the store or contradicts itself.
   State state() const;
   void load(const StateView& state);
+  // For a copy of the store that is kept up to date elsewhere: the live steps from `first` on, oldest first,
+  // as many as fit, in the form of a State. A step continues the one before it also where that one comes
+  // before `first`: the caller has it, and its next observation. Where `first` is no longer live, or is the
+  // oldest step, the oldest comes first and continues nothing. Frames that no step needs are left as they
+  // are. Throws Error for a damaged step.
+  Excerpt copy_steps(std::uint64_t first, const StateSpace& to) const;
 
   // --- in files (see files.h); in memory nothing is ever damaged
   // ---------------------------------------------

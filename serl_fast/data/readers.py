@@ -1,0 +1,120 @@
+"""How the learner gets its batches: drawn in line, ahead by threads, or on the device inside the step."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from serl_fast.core import Batch, DeviceSource
+from serl_fast.data.batches import BatchReader, TensorStream
+from serl_fast.data.device_replay import DeviceReplay, Placement, choose_placement
+from serl_fast.replay import BatchStream, Mixture, ReplayStore
+
+
+class Reader(Protocol):
+    """What the learner asks for batches."""
+
+    @property
+    def source(self) -> DeviceSource | None:
+        """What the engine draws from inside its step; None where batches are handed to it."""
+
+    def read(self, source: Mixture) -> Batch | None:
+        """The next batch of ``source``, valid until the next call; None where the engine draws it."""
+
+    def blank(self, source: Mixture) -> Batch | None:
+        """A batch of zeros like those of ``source``, to warm up with; None where the engine draws it."""
+
+    def close(self) -> None:
+        """Give back threads and memory."""
+
+
+class StreamReader:
+    """Batches drawn ahead by the core's threads and copied to a CUDA device while the step before runs.
+
+    A batch may lack the transitions that came while it waited, at most ``slots`` batches.
+
+    Args:
+        batch_size: rows.
+        device: where batches are needed.
+        slots: batches in page-locked memory.
+    """
+
+    source = None
+
+    def __init__(self, batch_size: int, device: torch.device, slots: int = 4) -> None:
+        self._blank = BatchReader(batch_size, device)
+        self._slots = slots
+        self._stream: TensorStream | None = None
+
+    def read(self, source: Mixture) -> Batch:
+        """See :class:`Reader`. Another source than before ends the stream of that one."""
+        if self._stream is None or self._stream.stream.source is not source:
+            self.close()
+            stream = BatchStream(source, self._blank.batch_size, slots=self._slots)
+            self._stream = TensorStream(stream, self._blank.device)
+        return self._stream.next()
+
+    def blank(self, source: Mixture) -> Batch:
+        """See :class:`Reader`."""
+        return self._blank.blank(source)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
+
+
+class DeviceReader:
+    """Keeps a mirror of the stores up to date; the engine draws from it inside its step.
+
+    Args:
+        replay: of all stores that mixtures will name.
+    """
+
+    def __init__(self, replay: DeviceReplay) -> None:
+        self.source = replay
+
+    def read(self, source: Mixture) -> None:
+        """Let the next step draw from the stores of ``source``, in its shares, as they are now.
+
+        Raises:
+            ValueError: none of them holds a transition.
+        """
+        shares = dict(zip(map(id, source.stores), source.shares, strict=True))
+        self.source.shares = [shares.get(id(store), 0.0) for store in self.source.stores]
+        self.source.sync()
+        if not any(self.source.counts):
+            raise ValueError(f"there is nothing to draw from: {source!r}")
+
+    def blank(self, source: Mixture) -> None:
+        """Nothing: the mirror holds zeros to warm up with."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def make_reader(
+    placement: Placement,
+    stores: list[ReplayStore],
+    batch_size: int,
+    discount: float,
+    device: torch.device,
+    synchronous: bool = False,
+) -> tuple[Reader, str]:
+    """The reader that suits ``device``, and a line that says where the replay is and why.
+
+    On the CPU batches are drawn in line: threads that draw ahead would take cores from the step. So they are where
+    a run is to be ``synchronous``, for what is drawn ahead depends on who was faster.
+
+    Raises:
+        ValueError: ``placement`` is unknown.
+        MemoryError: the device has no room for the replay that was asked for.
+    """
+    on_device, why = choose_placement(placement, stores, device)
+    if on_device:
+        return DeviceReader(DeviceReplay(stores, batch_size, discount=discount, device=device)), why
+    if device.type == "cuda" and not synchronous:
+        return StreamReader(batch_size, device), why
+    return BatchReader(batch_size, device), why

@@ -1,0 +1,83 @@
+"""The ways to a batch look alike to the learner."""
+
+import numpy as np
+import pytest
+import torch
+
+from serl_fast.core import leaves
+from serl_fast.data.batches import BatchReader
+from serl_fast.data.readers import DeviceReader, StreamReader, make_reader
+from serl_fast.replay import Mixture, ReplayStore
+
+CPU = torch.device("cpu")
+STEP = {
+    "observations": {"state": np.zeros(3, np.float32)},
+    "next_observations": {"state": np.zeros(3, np.float32)},
+    "actions": np.zeros(2, np.float32),
+    "rewards": 0.0,
+    "terminated": False,
+    "truncated": False,
+}
+
+
+def make_store(sign, steps=20):
+    store = ReplayStore.from_example(STEP, 100)
+    for number in range(steps):
+        store.append({**STEP, "rewards": sign * (number + 1.0)})
+    return store
+
+
+@pytest.fixture
+def stores():
+    return [make_store(1), make_store(-1)]
+
+
+def read(reader, mixture):
+    batch = reader.read(mixture)
+    if batch is None:
+        generator = torch.Generator().manual_seed(0)
+        batch = reader.source.batch(reader.source.draw_noise(generator, 1, CPU))
+    return batch
+
+
+@pytest.mark.parametrize("kind", ["line", "stream", "device"])
+def test_a_reader_follows_the_mixture_that_it_is_given(kind, stores):
+    reader = StreamReader(8, CPU) if kind == "stream" else make_reader("device", stores, 8, 0.9, CPU)[0]
+    reader = BatchReader(8) if kind == "line" else reader
+    both, second = Mixture(stores, discount=0.9), Mixture(stores[1:], (1.0,), discount=0.9)
+    blank = reader.blank(both)
+    for mixture, first in ((second, 0), (both, 4), (second, 0)):
+        batch = read(reader, mixture)
+        assert (batch["rewards"][:first] > 0).all()
+        assert (batch["rewards"][first:] < 0).all()
+        torch.testing.assert_close(batch["discounts"], torch.full((8,), 0.9))
+        if blank is not None:
+            assert {n: (t.shape, t.dtype) for n, t in leaves(blank)} == {
+                n: (t.shape, t.dtype) for n, t in leaves(batch)
+            }
+    assert (reader.source is None) == (kind != "device")
+    reader.close()
+    reader.close()
+
+
+def test_the_reader_suits_the_device(stores, monkeypatch):
+    def made(*arguments):
+        return type(make_reader(*arguments)[0])
+
+    assert made("auto", stores, 8, 0.9, CPU) is made("host", stores, 8, 0.9, CPU) is BatchReader
+    assert made("device", stores, 8, 0.9, CPU) is DeviceReader
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    assert made("host", stores, 8, 0.9, cuda) is made("auto", stores, 8, 0.9, cuda) is StreamReader
+    assert made("host", stores, 8, 0.9, cuda, True) is BatchReader  # synchronous: nothing is drawn ahead
+
+
+def test_a_device_reader_sees_every_append_and_refuses_empty_stores(stores):
+    reader = make_reader("device", [*stores, ReplayStore.from_example(STEP, 100)], 8, 0.9, CPU)[0]
+    with pytest.raises(ValueError, match="nothing to draw from"):
+        reader.read(Mixture([reader.source.stores[2]], (1.0,)))
+    mixture = Mixture(stores)
+    for size in range(20, 25):
+        reader.read(mixture)
+        assert reader.source.sizes == (size, 20, 0)
+        stores[0].append(STEP)
