@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,30 @@ Batch = dict[str, Any]
 
 Noise = dict[str, Tensor]
 """Every random number of one update. An argument, so that losses are pure functions."""
+
+
+class DeviceSource(Protocol):
+    """Draws batches from memory of the learner's device, inside the step.
+
+    Attributes:
+        batch_size: B, rows of one gradient step.
+    """
+
+    batch_size: int
+
+    def draw_noise(self, generator: torch.Generator, updates: int, device: torch.device) -> Noise:
+        """The random numbers of the batches of ``updates`` gradient steps.
+
+        The first axis of every entry is shared out evenly and in order: update u of U has the rows [u * n / U,
+        (u + 1) * n / U), and :meth:`batch` of these alone gives the batch of update u alone.
+        """
+
+    def batch(self, noise: Noise) -> Batch:
+        """The rows of all updates, [U * B, ...]; those of update u are u * B to (u + 1) * B.
+
+        A function of ``noise`` and of the source's own tensors, which keep their addresses while their values change.
+        It reads nothing on the host, can be traced, and returns the same shapes every time.
+        """
 
 
 class Loss(NamedTuple):
@@ -49,11 +73,17 @@ class Objective:
         name: metric prefix, for example ``"critic"``.
         loss: pure function of (networks, batch, noise).
         trains: names in ``Agent.networks``.
+        parts: the objectives whose losses this one adds up; its metrics are named after them. Empty for a plain one.
     """
 
     name: str
     loss: Callable[[nn.ModuleDict, Batch, Noise], Loss]
     trains: tuple[str, ...]
+    parts: tuple[Objective, ...] = ()
+
+    def metric(self, key: str) -> str:
+        """The full name of a metric that ``loss`` returns."""
+        return key if self.parts else f"{self.name}/{key}"
 
 
 @dataclass(frozen=True)
@@ -180,6 +210,12 @@ class Agent:
     optimizers: Mapping[str, AdamConfig] = field(default_factory=dict)
     optimize: Literal["networks", "objectives"] = "networks"
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Every objective, those that add up others taken apart."""
+        every = self.critic_step + self.actor_step
+        return tuple(part for objective in every for part in objective.parts or (objective,))
 
     @property
     def trained_networks(self) -> tuple[str, ...]:

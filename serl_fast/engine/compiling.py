@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from serl_fast.engine.cpu_passes import CpuPasses
+
 RECOMPILED = "the step was compiled again at update {}; TORCH_LOGS=recompiles says why (said once)"
+REBUILT = "the step was {} again at update {}: {} (said once)"
 
 
 class ExecutionError(RuntimeError):
-    """A step did not compile and ``EngineConfig.strict`` forbids running it eagerly."""
+    """A step can not be captured or compiled, and ``EngineConfig.strict`` forbids running it in another way."""
 
 
 def can_trace_autograd() -> bool:
@@ -25,15 +30,42 @@ def can_trace_autograd() -> bool:
 def compile_function(function: Any) -> Any:
     """Compile a function as one graph for fixed shapes.
 
+    Of what dynamo would check before every call, only what concerns the function's own arguments, ``training`` of
+    modules and torch's global state is kept. The rest, a thousand conditions on modules that a closure holds, costs as
+    much as a few matrix products of an update; ``serl_fast.engine.graphs.Watch`` notices where networks change.
+    """
+    function = _own_code(function)
+    arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+
+    def keep(guards: Sequence[Any]) -> list[bool]:
+        return [_root(guard.name) in ("", *arguments) or guard.name.endswith("training") for guard in guards]
+
+    options: dict[str, Any] = {"guard_filter_fn": keep, "post_grad_custom_post_pass": CpuPasses()}
+    return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+
+
+def _own_code(function: Any) -> Any:
+    """The function with a code object of its own.
+
     Dynamo counts recompilations per code object, and the steps of all engines share one: without a copy of its own the
     ninth engine of a process would be refused.
     """
-    if isinstance(function, types.FunctionType):
-        code, closure = function.__code__.replace(), function.__closure__
-        copied = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
-        copied.__kwdefaults__ = function.__kwdefaults__
-        function = copied
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    if not isinstance(function, types.FunctionType):
+        called = function
+
+        def function(*arguments: Any) -> Any:
+            return called(*arguments)
+
+    code, closure = function.__code__.replace(), function.__closure__
+    copied = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
+
+
+def _root(name: str) -> str:
+    """The variable of which a guard speaks: ``batch`` for ``batch['actions']``, or ``L['batch']['actions']``."""
+    found = re.match(r"(?:L\[['\"])?(\w*)", name)
+    return found.group(1) if found else name
 
 
 def graphs_compiled() -> int:

@@ -13,6 +13,7 @@ Execution = Literal["eager", "compiled", "graphed"]
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
 ACCELERATOR_CHECK_INTERVAL = 100
+CAPTURING_DEVICES = ("cuda",)
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -22,13 +23,14 @@ class EngineConfig:
 
     Attributes:
         execution: "eager" runs operation by operation; "compiled" runs the whole step as one compiled graph;
-            "graphed" replays the compiled step as one CUDA graph (not available yet, see ``check``).
+            "graphed" replays the compiled step, noise and source included, as one CUDA graph.
         precision: "float32"; "tf32" (float32 with TensorFloat-32 products, CUDA); "bfloat16" and "float16" (autocast:
             products and convolutions in 16 bits; weights, Adam, targets and log-probabilities stay float32). "float16"
             scales the losses, see ``serl_fast.engine.guard``.
-        strict: a step that does not compile is an error; otherwise it runs eagerly, which is said in one line.
-        check_interval: updates between two looks at the flag that an update was not finite, which waits for the
-            device; None: every update on the CPU, where there is nothing to wait for, else every 100.
+        strict: a step that can not be captured or compiled is an error; otherwise the next rung of the ladder graphed,
+            compiled, eager runs it, which is said in one line.
+        check_interval: updates between two looks at the flag that an update was not finite; None: every update on the
+            CPU, else every 100. A look after every update waits for the device, a rarer one does not.
     """
 
     execution: Execution = "eager"
@@ -52,9 +54,9 @@ class EngineConfig:
         Raises:
             ValueError: naming the setting, and what to choose instead.
         """
-        if self.execution == "graphed":
+        if self.execution == "graphed" and device.type not in CAPTURING_DEVICES:
             raise ValueError(
-                "execution 'graphed' (CUDA graph capture) is not available yet; choose 'compiled' or 'eager'"
+                f"execution 'graphed' captures a CUDA graph and this is {device}; choose 'compiled' or 'eager'"
             )
         if self.precision == "tf32" and device.type != "cuda":
             raise ValueError(f"precision 'tf32' needs a CUDA device, this is {device}; choose 'float32' or 'bfloat16'")
@@ -65,11 +67,18 @@ class EngineConfig:
             return self.check_interval
         return 1 if device.type == "cpu" else ACCELERATOR_CHECK_INTERVAL
 
+    @property
+    def cast_to(self) -> torch.dtype | None:
+        """The 16-bit type of products and convolutions; None for none."""
+        return _AUTOCAST.get(self.precision)
+
     def autocast(self, device: torch.device) -> Any:
         """The context of forward passes."""
-        if self.precision not in _AUTOCAST:
+        if self.cast_to is None:
             return contextlib.nullcontext()
-        return torch.autocast(device.type, dtype=_AUTOCAST[self.precision])
+        # Were a cast weight kept by an autocast around a capture, replays would read the weight of that moment.
+        cached = self.execution != "graphed"
+        return torch.autocast(device.type, dtype=self.cast_to, cache_enabled=cached)
 
 
 def default_execution() -> Execution:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import copy
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from serl_fast.core import AdamConfig, Agent, Batch, Noise, Observations, leaves, require_policy
-from serl_fast.engine.compiling import (
-    RECOMPILED,
-    ExecutionError,
-    can_trace_autograd,
-    compile_function,
-    graphs_compiled,
-    reason_of,
-)
+from serl_fast.core import AdamConfig, Agent, Batch, DeviceSource, Observations, leaves, require_policy
 from serl_fast.engine.config import EngineConfig, Execution
 from serl_fast.engine.guard import Failure, Guard
-from serl_fast.engine.step import AdamState, Step, build_step
+from serl_fast.engine.metrics import Interval, MetricsRing, Readback
+from serl_fast.engine.programs import Parts, kept_of, rows_of
+from serl_fast.engine.runner import Runner
+from serl_fast.engine.step import AdamState, Average, StepOptions
 
 
 class NonFiniteLossError(RuntimeError):
@@ -46,10 +40,12 @@ class Engine:
         config: execution and precision.
         seed: of the noise of updates and actions.
         device: where the networks live and where batches must be.
+        source: draws every batch from memory of the device, inside the step; None: batches are given.
+        average: applied to the gradients of a group of objectives, with the scalars that say whether they are finite,
+            before Adam: the mean over processes. It must be traceable.
 
     Attributes:
         updates: gradient steps so far, those included that float16 skipped.
-        execution: how steps run; "eager" after a compilation failed.
 
     Raises:
         ValueError: ``config`` cannot run on ``device``.
@@ -62,13 +58,18 @@ class Engine:
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        source: DeviceSource | None = None,
+        average: Average | None = None,
     ) -> None:
         self.agent = agent
         self.config = config or EngineConfig()
         self.device = torch.empty(0, device=device).device  # "cuda" is "cuda:0": batches say which
         self.config.check(self.device)
-        self.execution: Execution = self.config.execution
         agent.networks.to(self.device)
+        for module in agent.networks.modules():
+            keep_cast: Any = getattr(module, "keep_cast", None)
+            if keep_cast is not None:  # a frozen trunk: its weights are cast once, not in every pass
+                keep_cast(self.config.cast_to)
         self.updates = 0
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.adam: dict[str, AdamState] = {}
@@ -77,47 +78,99 @@ class Engine:
             if parameters:  # an encoder that only passes the state through has none
                 self.adam[name] = AdamState(parameters, agent.optimizers.get(name, AdamConfig()))
         self._check_interval = self.config.check_interval_on(self.device)
-        names = [objective.name for objective in agent.critic_step + agent.actor_step]
-        scaled, keep = self.config.precision == "float16", self._check_interval > 1
+        names = [objective.name for objective in agent.objectives]
+        scaled = self.config.precision == "float16"
+        keep = self._check_interval > 1 or self.config.execution == "graphed"
         self._guard = Guard(names, self.device, scaled=scaled, keep_batch=keep)
-        self._steps: dict[bool, Step] = {}
-        self._expected: dict[str, tuple[torch.Size, torch.dtype]] | None = None
-        self._recompilation_said = False
+        self._failed = Readback(self._guard.frozen)
+        self._ring = MetricsRing(self.device)
+        autocast = self.config.autocast(self.device)
+        options = StepOptions(autocast, guard=self._guard, average=average, ring=self._ring)
+        parts = Parts(agent, self.adam, options, source)
+        self._source = source
+        self._runner = Runner(parts, self.config, self.device, self.generator, self._save, self._restore)
+        self._expected: dict[int, dict[str, tuple[torch.Size, torch.dtype]]] = {}
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = self.config.precision == "tf32"
             torch.backends.cudnn.allow_tf32 = self.config.precision == "tf32"
 
-    def update(self, batch: Batch, with_actor: bool = True) -> dict[str, Tensor]:
+    @property
+    def execution(self) -> Execution:
+        """How steps run: what was asked for, or a lower rung of the ladder after a failure."""
+        return self._runner.execution
+
+    def update(self, batch: Batch | None = None, with_actor: bool = True) -> dict[str, Tensor]:
         """Take one gradient step on ``batch``.
 
         An update whose loss or gradient is not finite changes nothing, and nothing after it does until it was raised.
 
         Args:
-            batch: tensors on the engine's device; the first batch fixes every shape and dtype.
+            batch: tensors on the engine's device; the first batch fixes every shape and dtype. None for an engine with
+                a source.
             with_actor: include the actor's objectives (once per ``critic_to_actor_ratio`` steps).
 
         Returns:
-            Detached scalars on the device, named ``<objective>/<metric>``; reading them waits for the device.
+            Detached scalars on the device, named ``<objective>/<metric>``; reading them waits for the device. Under
+            "graphed" they are valid until the next update. See :meth:`request_metrics`.
 
         Raises:
-            ValueError: a field's shape, dtype or device differs from the first batch's.
-            NonFiniteLossError: at the latest ``check_interval`` updates after the one that failed; the engine is as
-                it was before that one, and can go on.
-            ExecutionError: the step does not compile, and ``config.strict``.
+            ValueError: a field's shape, dtype or device differs from the first batch's; a batch was given to an engine
+                with a source, or none to one without.
+            NonFiniteLossError: at the latest ``check_interval`` updates after the one that failed (on an accelerator:
+                as soon after as the flag has arrived); the engine is as it was before that one, and can go on.
+            ExecutionError: the step can not be captured or compiled, and ``config.strict``.
         """
-        self._check(batch)
-        noise = self._draw_noise(batch)
-        metrics = self._step(batch, noise, with_actor)
-        self.updates += 1
-        if self.updates % self._check_interval == 0:
-            self.check({"batch": batch, "noise": noise})
-        return metrics
+        return self._run(batch, 1, with_actor)
 
-    def check(self, given: dict[str, Any] | None = None) -> None:
-        """Raise if an update since the last look was not finite; waits for the device.
+    def update_block(self, batch: Batch | None = None, updates: int = 1) -> dict[str, Tensor]:
+        """Take ``updates`` gradient steps, the last with the actor's objectives, on one batch after the other.
+
+        Equal to as many calls of :meth:`update`, up to rounding, but the batches are prepared together: one pass of a
+        frozen trunk over all rows.
 
         Args:
-            given: batch and noise of the newest update, for an engine that looks after every one.
+            batch: U * B rows, those of update u from u * B on. None for an engine with a source.
+            updates: U.
+
+        Returns:
+            As :meth:`update`, the newest value of each name.
+
+        Raises:
+            ValueError: as :meth:`update`; the rows can not be shared out evenly.
+            NonFiniteLossError: as :meth:`update`; the updates of the block before the one that failed were taken.
+            ExecutionError: as :meth:`update`.
+        """
+        if updates < 1:
+            raise ValueError(f"updates is {updates}; a block has at least 1")
+        return self._run(batch, updates, True)
+
+    def _run(self, batch: Batch | None, updates: int, with_actor: bool) -> dict[str, Tensor]:
+        given = self._given(batch, updates)
+        key = (updates, with_actor and bool(self.agent.actor_step))  # a classifier has one step, compiled once
+        metrics: dict[str, Tensor] = {}
+        for of_update in self._runner.run(key, given, self.updates + 1):
+            self._ring.note(of_update)
+            metrics.update(of_update)
+        if updates not in self._expected:
+            self._expected[updates] = _shapes(given)
+        before, self.updates = self.updates, self.updates + updates
+        self._look(before)
+        return metrics
+
+    def _look(self, before: int) -> None:
+        """See whether an update has failed, where it is time and without waiting for the device."""
+        if self._check_interval == 1:
+            self.check()
+            return
+        due = self.updates // self._check_interval > before // self._check_interval
+        if due and not self._failed.pending:
+            self._failed.start()
+        arrived = self._failed.arrived()
+        if arrived is not None and int(arrived):
+            self.check()
+
+    def check(self) -> None:
+        """Raise if an update since the last look was not finite; waits for the device.
 
         Raises:
             NonFiniteLossError: see :meth:`update`.
@@ -126,7 +179,7 @@ class Engine:
         if failure is None:
             return
         self.updates -= failure.updates_ago
-        given = copy.deepcopy(self._guard.kept or given or {})
+        self._ring.forget()
         content = {
             "reason": failure.reason,
             "updates": self.updates,
@@ -134,26 +187,54 @@ class Engine:
             "engine": copy.deepcopy(self.state_dict()),
             "with_actor": failure.with_actor,
             "outcomes": {name: list(values) for name, values in failure.outcomes.items()},
-            **given,
+            **self._kept(failure),
         }
         raise NonFiniteLossError(self._advice(failure), content)
 
-    def warm_up(self, batch: Batch) -> None:
-        """Compile both variants of the step, so that the first real update does not stall; trains nothing.
+    def _kept(self, failure: Failure) -> dict[str, Any]:
+        """Batch and noise of a failed update."""
+        kept = copy.deepcopy(self._guard.kept)
+        if not kept and self._runner.newest is not None:
+            batch, drawn = self._runner.newest
+            index = len(drawn.updates) - failure.updates_ago
+            if index >= 0:
+                kept = copy.deepcopy(kept_of(batch, drawn, index, len(drawn.updates)))
+        if self._source is not None and kept:
+            kept["batch"] = copy.deepcopy(self._source.batch(kept["noise"].pop("source")))
+        return kept
+
+    def request_metrics(self) -> None:
+        """End an interval: have the metrics of its updates brought to the host, without waiting for the device."""
+        self._ring.request(self.updates)
+
+    def newest_metrics(self, wait: bool = False) -> Interval | None:
+        """The metrics of the next interval that has arrived, each once; None while there is none.
+
+        On the CPU they are there as soon as they were requested. Only the last 256 updates of an interval count.
 
         Args:
-            batch: of the shapes and dtypes to come; its values do not matter, not even that losses are finite.
+            wait: for the interval that was requested last.
+        """
+        return self._ring.newest(wait)
+
+    def warm_up(self, batch: Batch | None = None, updates: int = 1) -> None:
+        """Compile and capture what updates need, so that the first real one does not stall; trains nothing.
+
+        Args:
+            batch: of the shapes and dtypes to come; its values do not matter, not even that losses are finite. None
+                for an engine with a source, which must be able to draw.
+            updates: 1 for both variants of :meth:`update`, more for :meth:`update_block`.
 
         Raises:
-            ExecutionError: the step does not compile, and ``config.strict``.
+            ExecutionError: the step can not be captured or compiled, and ``config.strict``.
         """
         if self.execution == "eager":
             return
-        before = copy.deepcopy(self.state_dict())
-        self._check(batch)
-        for with_actor in (False, True):
-            self._step(batch, self._draw_noise(batch), with_actor)
-        self.load_state_dict(before)
+        saved = self._save()
+        given = self._given(batch, updates)
+        for with_actor in (False, True) if updates == 1 else (True,):
+            self._runner.run((updates, with_actor and bool(self.agent.actor_step)), given, self.updates + 1)
+            self._restore(saved)
 
     def set_learning_rate(self, value: float, name: str | None = None) -> None:
         """Change the learning rate from the next update on; a schedule's shape stays. Compiles nothing.
@@ -224,67 +305,31 @@ class Engine:
         self.generator.set_state(state["generator"].cpu())
         self.updates = state["updates"]
 
-    def _draw_noise(self, batch: Batch) -> Noise:
-        _, first = next(leaves(batch))
-        return self.agent.draw_noise(self.generator, first.shape[0], self.device)
+    def _save(self) -> tuple[dict[str, Any], list[Tensor]]:
+        """A copy of everything that an update changes.
 
-    def _step(self, batch: Batch, noise: Noise, with_actor: bool) -> dict[str, Tensor]:
-        with_actor = with_actor and bool(self.agent.actor_step)  # a classifier has one step, compiled once
-        step = self._steps.get(with_actor)
-        if step is None:
-            return self._first_step(batch, noise, with_actor)
-        if self.execution == "eager" or self._recompilation_said:
-            return step(batch, noise)
-        compiled = graphs_compiled()
-        metrics = step(batch, noise)
-        if graphs_compiled() > compiled:
-            self._recompilation_said = True
-            print(RECOMPILED.format(self.updates + 1), file=sys.stderr, flush=True)
-        return metrics
+        Raises:
+            NonFiniteLossError: an update has failed.
+        """
+        self.check()
+        return copy.deepcopy(self.state_dict()), [tensor.clone() for tensor in self._ring.tensors()]
 
-    def _first_step(self, batch: Batch, noise: Noise, with_actor: bool) -> dict[str, Tensor]:
-        """Build and run a variant of the step; one that does not compile runs eagerly, from the same state."""
-        self._guard.prepare_to_keep(batch, noise)
-        before = None if self.execution == "eager" else copy.deepcopy(self.state_dict())
-        step = self._build(with_actor)
-        try:
-            metrics = step(batch, noise)
-        except Exception as error:  # compilers raise every kind
-            if before is None:
-                raise
-            self.load_state_dict(before)
-            metrics = self._run_eagerly(batch, noise, with_actor)
-            if self.config.strict:
-                self.load_state_dict(before)
-                self.execution, self._steps = self.config.execution, {}
-                raise ExecutionError(
-                    f"execution {self.config.execution!r} failed ({reason_of(error)}) and strict execution is on"
-                ) from error
-            print(
-                f"execution {self.config.execution!r} failed, going on with 'eager': {reason_of(error)}",
-                file=sys.stderr,
-                flush=True,
-            )
-            return metrics
-        self._steps[with_actor] = step
-        return metrics
+    def _restore(self, saved: tuple[dict[str, Any], list[Tensor]]) -> None:
+        state, ring = saved
+        self.load_state_dict(state)
+        for mine, theirs in zip(self._ring.tensors(), ring, strict=True):
+            mine.copy_(theirs)
 
-    def _run_eagerly(self, batch: Batch, noise: Noise, with_actor: bool) -> dict[str, Tensor]:
-        """Move to eager execution for good; a mistake in the agent or the batch raises here as what it is."""
-        self.execution = "eager"
-        self._steps = {with_actor: self._build(with_actor)}
-        return self._steps[with_actor](batch, noise)
-
-    def _build(self, with_actor: bool) -> Step:
-        arguments: dict[str, Any] = {"with_actor": with_actor, "guard": self._guard}
-        autocast = self.config.autocast(self.device)
-        if self.execution == "eager":
-            return build_step(self.agent, self.adam, autocast, **arguments)
-        if not can_trace_autograd():
-            return build_step(self.agent, self.adam, autocast, compile_part=compile_function, **arguments)
-        torch._dynamo.config.trace_autograd_ops = True
-        step: Step = compile_function(build_step(self.agent, self.adam, autocast, **arguments))
-        return step
+    def _given(self, batch: Batch | None, updates: int) -> Batch:
+        """The batch, checked; empty where a source draws it."""
+        if self._source is not None:
+            if batch is not None:
+                raise ValueError("this engine draws its batches from a source; call without a batch")
+            return {}
+        if batch is None:
+            raise ValueError("this engine has no source to draw from; give a batch")
+        self._check(batch, updates)
+        return batch
 
     def _advice(self, failure: Failure) -> str:
         advice = "lower the learning rate or look for bad data in the batch"
@@ -292,23 +337,27 @@ class Engine:
             advice += ", or choose bfloat16: float16 ends at 65504"
         return f"{failure.reason} at update {self.updates + 1}, which was not taken; {advice}"
 
-    def _check(self, batch: Batch) -> None:
-        """Compare every field with the first batch's, and its device with the engine's."""
-        found = {}
+    def _check(self, batch: Batch, updates: int) -> None:
+        """Compare every field with the first batch's of as many updates, and its device with the engine's."""
+        found, first = _shapes(batch), self._expected.get(updates)
         for name, tensor in leaves(batch):
             if tensor.device != self.device:
                 raise ValueError(f"field {name!r} is on {tensor.device}; this engine runs on {self.device}")
-            found[name] = (tensor.shape, tensor.dtype)
-        if self._expected is None:
-            self._expected = found
-        elif found != self._expected:
-            for name in self._expected.keys() | found.keys():
-                expected, came = self._expected.get(name), found.get(name)
-                if expected != came:
-                    raise ValueError(
-                        f"field {name!r} is {_describe(came)}; the step was built for {_describe(expected)}; "
-                        "keep the batch size and fields fixed, or build a new Engine"
-                    )
+        if first is None and rows_of(batch) % updates:
+            raise ValueError(f"a batch of {rows_of(batch)} rows can not be shared out to {updates} updates evenly")
+        if first is None or found == first:
+            return
+        for name in first.keys() | found.keys():
+            expected, came = first.get(name), found.get(name)
+            if expected != came:
+                raise ValueError(
+                    f"field {name!r} is {_describe(came)}; the step was built for {_describe(expected)}; "
+                    "keep the batch size and fields fixed, or build a new Engine"
+                )
+
+
+def _shapes(batch: Batch) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in leaves(batch)}
 
 
 def _describe(entry: tuple[torch.Size, torch.dtype] | None) -> str:

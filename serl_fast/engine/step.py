@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from serl_fast.core import AdamConfig, Agent, Batch, Noise, Objective, TargetUpdate
 from serl_fast.engine.guard import Guard, Outcome, Verdict
+from serl_fast.engine.metrics import MetricsRing
 
-Step = Callable[[Batch, Noise], dict[str, Tensor]]
+Step = Callable[[Batch, Noise, dict[str, Any]], dict[str, Tensor]]
+Average = Callable[[list[Tensor]], list[Tensor]]
 Function = TypeVar("Function")
 
 
@@ -115,39 +117,46 @@ def as_it_is(function: Function) -> Function:
     return function
 
 
-def build_step(
-    agent: Agent,
-    adam: dict[str, AdamState],
-    autocast: torch.autocast,
-    *,
-    with_actor: bool,
-    compile_part: Callable[[Any], Any] = as_it_is,
-    guard: Guard | None = None,
-) -> Step:
-    """Assemble the step from the agent's objectives.
+class StepOptions(NamedTuple):
+    """What a step is built with beside the agent.
 
-    With ``agent.optimize == "networks"``: prepare; critic objectives, their gradients and Adam; with ``with_actor``
-    the actor objectives against the new critics, their gradients and Adam; target averages. Within one group all
-    losses see the same parameters. With "objectives": prepare; every gradient at the old parameters; every Adam;
-    target averages.
+    Attributes:
+        autocast: the precision context of forward passes.
+        compile_part: applied to the preparation and to every loss, where the whole step can not be compiled as one.
+        guard: takes back what is not finite, and scales the losses; None: everything is taken as it comes.
+        average: applied to the gradients of a group of objectives, with the scalars that the guard judges, before Adam
+            sees them: the mean over processes that each have a share of the batch.
+        ring: where the metrics of every update are written.
+    """
+
+    autocast: Any
+    compile_part: Callable[[Any], Any] = as_it_is
+    guard: Guard | None = None
+    average: Average | None = None
+    ring: MetricsRing | None = None
+
+
+def build_step(agent: Agent, adam: dict[str, AdamState], options: StepOptions, *, with_actor: bool) -> Step:
+    """Assemble the step on a prepared batch from the agent's objectives.
+
+    With ``agent.optimize == "networks"``: critic objectives, their gradients and Adam; with ``with_actor`` the actor
+    objectives against the new critics, their gradients and Adam; target averages. Within one group all losses see the
+    same parameters. With "objectives": every gradient at the old parameters; every Adam; target averages.
 
     Args:
         agent: what to minimise.
         adam: optimizer state by the names of ``agent.optimized``.
-        autocast: the precision context of forward passes.
+        options: precision, guard and the like.
         with_actor: include the actor's objectives.
-        compile_part: applied to the preparation and to every loss, where the whole step can not be compiled as one.
-        guard: takes back what is not finite, and scales the losses; None: everything is taken as it comes.
 
     Returns:
-        A function (batch, noise) -> metrics, detached scalars named ``<objective>/<metric>``, and
-        ``<name>/learning_rate`` of every Adam that stepped.
+        A function (prepared batch, noise, what the guard keeps if the update fails) -> metrics, detached scalars named
+        ``<objective>/<metric>``, and ``<name>/learning_rate`` of every Adam that stepped.
     """
-    networks = agent.networks
+    networks, guard, average = agent.networks, options.guard, options.average
     asked = (agent.critic_step, agent.actor_step) if with_actor else (agent.critic_step,)
     groups = [group for group in asked if group]  # a classifier has no actor
-    prepare = compile_part(agent.prepare)
-    gradients_of = _gradient_function(agent, groups, autocast, compile_part, guard)
+    gradients_of = _gradient_function(agent, groups, options)
 
     # Where each Adam's parameters stand among all: an encoder may belong to several of them.
     parameters = list(dict.fromkeys(p for state in adam.values() for p in state.parameters))
@@ -172,13 +181,15 @@ def build_step(
             for objective in group:
                 trained = [name for name in objective.trains if name in adam]
                 reached = [p for name in trained for p in adam[name].parameters]
-                gradients, outcome = gradients_of(objective, reached, batch, noise, metrics)
-                outcomes.append(outcome)
+                gradients, found = gradients_of(objective, reached, batch, noise, metrics)
+                outcomes += found
                 for name in trained:
                     count = len(adam[name].parameters)
                     share, gradients = gradients[:count], gradients[count:]
                     sums[name] = share if name not in sums else [a + b for a, b in zip(sums[name], share, strict=True)]
             with torch.no_grad():
+                if average:
+                    sums, outcomes = averaged(average, sums, outcomes)
                 if verdict:
                     verdict = verdict.after(outcomes)
                 take_steps(sums, metrics, verdict.take if verdict else None)
@@ -190,9 +201,11 @@ def build_step(
         outcomes: list[Outcome] = []
         for objective in (objective for group in groups for objective in group):
             reached = adam[objective.name].parameters
-            gradients[objective.name], outcome = gradients_of(objective, reached, batch, noise, metrics)
-            outcomes.append(outcome)
+            gradients[objective.name], found = gradients_of(objective, reached, batch, noise, metrics)
+            outcomes += found
         with torch.no_grad():
+            if average:
+                gradients, outcomes = averaged(average, gradients, outcomes)
             if verdict:
                 verdict = verdict.after(outcomes)
             take_steps(gradients, metrics, verdict.take if verdict else None)
@@ -200,45 +213,50 @@ def build_step(
 
     minimise = minimise_by_objectives if agent.optimize == "objectives" else minimise_by_networks
 
-    def step(batch: Batch, noise: Noise) -> dict[str, Tensor]:
+    def step(prepared: Batch, noise: Noise, given: dict[str, Any]) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
-        with torch.no_grad(), autocast:
-            prepared = prepare(networks, batch, noise)
         verdict = minimise(prepared, noise, metrics)
         take = verdict.take if verdict else None
         with torch.no_grad():
             average_targets(networks, agent.targets, take)
             if guard and verdict:
-                guard.settle(verdict, {"batch": batch, "noise": noise}, with_actor=with_actor)
+                guard.settle(verdict, given, with_actor=with_actor)
                 metrics.update(guard.metrics())
+            if options.ring:
+                options.ring.write(list(metrics.values()))
         return metrics
 
     return step
 
 
+def averaged(
+    average: Average, gradients: dict[str, list[Tensor]], outcomes: list[Outcome]
+) -> tuple[dict[str, list[Tensor]], list[Outcome]]:
+    """Gradients and the guard's scalars after ONE call of ``average``: what is not finite anywhere is so everywhere."""
+    flat = [gradient for group in gradients.values() for gradient in group]
+    mean = iter(average(flat + [scalar for outcome in outcomes for scalar in outcome]))
+    gradients = {name: [next(mean) for _ in group] for name, group in gradients.items()}
+    return gradients, [Outcome(next(mean), next(mean)) for _ in outcomes]
+
+
 GradientFunction = Callable[
     [Objective, list[Tensor], Batch, Noise, dict[str, Tensor]],
-    tuple[list[Tensor], Outcome],
+    tuple[list[Tensor], list[Outcome]],
 ]
 
 
-def _gradient_function(
-    agent: Agent,
-    groups: Sequence[Sequence[Objective]],
-    autocast: torch.autocast,
-    compile_part: Callable[[Any], Any],
-    guard: Guard | None,
-) -> GradientFunction:
+def _gradient_function(agent: Agent, groups: Sequence[Sequence[Objective]], options: StepOptions) -> GradientFunction:
     """(objective, parameters, batch, noise, metrics to add to) -> gradients, and what the guard wants to know."""
-    losses = {objective.name: compile_part(objective.loss) for group in groups for objective in group}
+    guard, autocast = options.guard, options.autocast
+    losses = {objective.name: options.compile_part(objective.loss) for group in groups for objective in group}
     scaled = guard is not None and guard.scaled
 
     def gradients_of(
         objective: Objective, reached: list[Tensor], batch: Batch, noise: Noise, metrics: dict[str, Tensor]
-    ) -> tuple[list[Tensor], Outcome]:
+    ) -> tuple[list[Tensor], list[Outcome]]:
         with autocast:
             loss = losses[objective.name](agent.networks, batch, noise)
-        metrics.update({f"{objective.name}/{key}": value for key, value in loss.metrics.items()})
+        metrics.update({objective.metric(key): value for key, value in loss.metrics.items()})
         value = loss.value
         if scaled:
             assert guard is not None
@@ -249,7 +267,10 @@ def _gradient_function(
             if scaled:
                 assert guard is not None
                 torch._foreach_div_(gradients, guard.loss_scale)
-            return gradients, Outcome(loss.value.detach().float().reshape(()), _norm(gradients, loss.value))
+            # A sum is judged by its parts, which have one gradient together.
+            parts = [metrics.get(part.metric("loss"), loss.value) for part in objective.parts] or [loss.value]
+            norm = _norm(gradients, loss.value)
+            return gradients, [Outcome(part.detach().float().reshape(()), norm) for part in parts]
 
     return gradients_of
 
@@ -258,4 +279,5 @@ def _norm(gradients: list[Tensor], like: Tensor) -> Tensor:
     """The norm of all gradients together, float32; infinite where a square would overflow in Adam."""
     if not gradients:
         return torch.zeros((), device=like.device)
-    return torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).norm()
+    # Not _foreach_norm: compilers call that as it is, where these sums become part of their loops.
+    return torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt()

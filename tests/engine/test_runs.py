@@ -12,7 +12,7 @@ from serl_fast import train_hybrid
 from serl_fast.agents.build import from_settings
 from serl_fast.checkpoint import load_checkpoint
 from serl_fast.engine import Engine, NonFiniteLossError
-from serl_fast.engine import engine as engine_module
+from serl_fast.engine import runner as engine_module
 from serl_fast.replay import ReplayStore
 
 FLAGS = [

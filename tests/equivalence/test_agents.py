@@ -5,12 +5,11 @@ graph run operation by operation, which takes seconds and must agree to the bit.
 agent and is asked for some; for the others with ``-m slow``.
 """
 
-import functools
-
 import pytest
 import torch
 
-from serl_fast.engine import engine as engine_module
+from serl_fast.engine import runner as engine_module
+from tests import tracing
 from tests.equivalence.agents import CASES, distance, train
 
 COMPILED = ("hybrid", "pixels, ResNet-10", "vice")
@@ -32,8 +31,7 @@ def count_from_zero():
 @pytest.fixture
 def trace_only(monkeypatch):
     """Trace as for the compiler, through autograd and functionalisation, and run the graph as it is."""
-    traced = functools.partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr("serl_fast.engine.compiling.torch.compile", traced)
+    monkeypatch.setattr("serl_fast.engine.compiling.torch.compile", tracing.trace_only)
 
 
 def assert_one_graph(case):

@@ -1,0 +1,161 @@
+"""What one call of the engine runs: one update, or a block of updates that share their preparation.
+
+A program is a function (batch, drawn) -> the metrics of every update. What is compiled as one is an update as a whole,
+with the source's gather and the preparation; of a block the preparation of all rows, the step without the actor and
+the step with it. Unrolled into one function a block takes minutes to compile; captured in a CUDA graph it is unrolled
+all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from serl_fast.core import Agent, Batch, DeviceSource, Noise, leaves
+from serl_fast.engine.step import AdamState, StepOptions, as_it_is, build_step
+
+Program = Callable[[Batch, "Drawn"], list[dict[str, Tensor]]]
+
+
+class Drawn(NamedTuple):
+    """Every random number of a call.
+
+    Attributes:
+        updates: the agent's noise of each update.
+        source: the source's noise for all updates together; empty without a source.
+    """
+
+    updates: list[Noise]
+    source: Noise
+
+
+class Parts(NamedTuple):
+    """What programs are built from.
+
+    Attributes:
+        agent: what to minimise.
+        adam: optimizer state by the names of ``agent.optimized``.
+        options: of the steps.
+        source: draws the batches inside the step; None: they are given.
+        compile_whole: applied to what is to be one graph.
+    """
+
+    agent: Agent
+    adam: dict[str, AdamState]
+    options: StepOptions
+    source: DeviceSource | None = None
+    compile_whole: Callable[[Any], Any] = as_it_is
+
+
+def draw(parts: Parts, generator: torch.Generator, updates: int, batch_size: int, device: torch.device) -> Drawn:
+    """The random numbers of ``updates`` updates on ``batch_size`` rows each.
+
+    The agent draws update by update, so that a block sees the numbers that as many single updates would.
+    """
+    source = parts.source.draw_noise(generator, updates, device) if parts.source else {}
+    return Drawn([parts.agent.draw_noise(generator, batch_size, device) for _ in range(updates)], source)
+
+
+def build_program(parts: Parts, updates: int, with_actor: bool) -> Program:
+    """A program of ``updates`` updates, of which the last has the actor's objectives if ``with_actor``."""
+    return _block(parts, updates, with_actor) if updates > 1 else _single(parts, with_actor)
+
+
+def _single(parts: Parts, with_actor: bool) -> Program:
+    prepare = _preparation(parts, 1)
+    step = build_step(parts.agent, parts.adam, parts.options, with_actor=with_actor)
+
+    def update(batch: Batch, drawn: Drawn) -> dict[str, Tensor]:
+        prepared = prepare(batch, drawn)
+        return step(prepared, drawn.updates[0], kept_of(batch, drawn, 0, 1))
+
+    whole = parts.compile_whole(update)
+    return lambda batch, drawn: [whole(batch, drawn)]
+
+
+def _block(parts: Parts, updates: int, with_actor: bool) -> Program:
+    prepare = parts.compile_whole(_preparation(parts, updates))
+    critics = parts.compile_whole(build_step(parts.agent, parts.adam, parts.options, with_actor=False))
+    last = critics
+    if with_actor:
+        last = parts.compile_whole(build_step(parts.agent, parts.adam, parts.options, with_actor=True))
+    guard = parts.options.guard
+    keeps = guard is not None and guard.keeps_batch
+
+    def block(batch: Batch, drawn: Drawn) -> list[dict[str, Tensor]]:
+        prepared = prepare(batch, drawn)
+        rows = rows_of(prepared)
+        metrics = []
+        for index, noise in enumerate(drawn.updates):
+            step = last if index == updates - 1 else critics
+            kept = kept_of(batch, drawn, index, updates) if keeps else {}
+            metrics.append(step(share(prepared, index, updates, rows), noise, kept))
+        return metrics
+
+    return block
+
+
+def _preparation(parts: Parts, updates: int) -> Callable[[Batch, Drawn], Batch]:
+    """The source's gather and the agent's preparation, once for all updates, without gradient."""
+    agent, source, autocast = parts.agent, parts.source, parts.options.autocast
+    prepare = parts.options.compile_part(agent.prepare)
+
+    def preparation(batch: Batch, drawn: Drawn) -> Batch:
+        with torch.no_grad():
+            if source is not None:
+                batch = source.batch(drawn.source)
+            noise = drawn.updates[0] if updates == 1 else join(drawn.updates, rows_of(batch) // updates)
+            with autocast:
+                prepared: Batch = prepare(agent.networks, batch, noise)
+            return prepared
+
+    return preparation
+
+
+def rows_of(batch: Batch) -> int:
+    """Rows of a batch: the length of its first field."""
+    _, first = next(leaves(batch))
+    return first.shape[0]
+
+
+def join(noises: Sequence[Noise], batch_size: int) -> Noise:
+    """The noise of several updates for one preparation: what has a row for each of theirs, one below the other.
+
+    What has not, such as the members of a subset of critics, belongs to one update and is left out.
+    """
+    first = noises[0]
+    rowwise = [name for name, value in first.items() if value.dim() and value.shape[0] == batch_size]
+    return {name: torch.cat([noise[name] for noise in noises]) for name in rowwise}
+
+
+def share(tree: Any, index: int, updates: int, rows: int | None = None) -> Any:
+    """Update ``index``'s share of the first axis of every tensor of a nested dict.
+
+    Args:
+        tree: nested dict of tensors.
+        index: which update, from 0.
+        updates: of the block.
+        rows: share out only what has that many rows; what has not is everyone's.
+    """
+    if updates == 1:
+        return tree
+    if isinstance(tree, dict):
+        return {key: share(value, index, updates, rows) for key, value in tree.items()}
+    if rows is not None and (not tree.dim() or tree.shape[0] != rows):
+        return tree
+    size = tree.shape[0] // updates
+    return tree[index * size : (index + 1) * size]
+
+
+def kept_of(batch: Batch, drawn: Drawn, index: int, updates: int) -> dict[str, Any]:
+    """What must be kept of an update to look at it when it failed.
+
+    With a source that is its noise, from which the batch can be gathered again.
+    """
+    noise: dict[str, Any] = dict(drawn.updates[index])
+    if drawn.source:
+        noise["source"] = share(drawn.source, index, updates)
+    return {"batch": share(batch, index, updates), "noise": noise}
