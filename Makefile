@@ -13,13 +13,15 @@ IMAGE_KEYS ?=
 # Further flags of train_hybrid, for example ARGS="--max_steps 300 --batch_size 32".
 ARGS   ?=
 FUZZ_SECONDS ?= 600
+# Has torch for CUDA, triton, numpy, pytest, pybind11, scikit-build-core, cmake and ninja; nothing is downloaded.
+GPU_PYTHON ?= $(PYTHON)
 PEERS  ?= $(BIN)/python
 empty  :=
 DEMOS  := runs/demonstrations/$(notdir $(ENV))_20$(subst $(empty) ,,$(addprefix _,$(IMAGE_KEYS))).pkl
 CAMERA_FLAGS := $(if $(IMAGE_KEYS),--image_keys $(IMAGE_KEYS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test nightly lint format type test-cpp sanitize fuzz parity bench peers clean
+.PHONY: help setup train test nightly lint format type test-cpp sanitize fuzz parity bench peers gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -89,6 +91,10 @@ parity: $(READY) ## compare with the recordings of the original (SERL_FAST_GOLDE
 
 bench: $(READY) ## benchmarks, each beside its eager or NumPy twin
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=group
+
+gpu-check: ## every GPU test and the ladder of executions, with GPU_PYTHON's torch, into benchmarks/results (10 minutes)
+	$(GPU_PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps -e .
+	$(GPU_PYTHON) -m benchmarks.gpu_check
 
 clean: ## remove builds and caches; runs/ and .venv stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""One update, compiled beside eager: pytest benchmarks/bench_update.py --benchmark-only.
+"""One call of the learner, compiled beside eager: pytest benchmarks/bench_update.py --benchmark-only.
 
 Compiling and warming up happen before the clock starts. ``python -m benchmarks.update`` measures both interleaved.
 """
@@ -14,7 +14,8 @@ WARM_UP = 5
 @pytest.mark.parametrize("name", list(WORKLOADS))
 def test_update(benchmark, name, execution):
     benchmark.group = f"update-{name}"
-    engine, batch = WORKLOADS[name].engine(execution), WORKLOADS[name].batch()
+    workload = WORKLOADS[name]
+    call = workload.call(workload.engine(execution))
     for _ in range(WARM_UP if benchmark.enabled else 0):
-        engine.update(batch)
-    benchmark(engine.update, batch)
+        call()
+    benchmark(call)

@@ -20,13 +20,19 @@ class Rate(NamedTuple):
         return f"{self.median:.3g} ({self.lower:.3g} to {self.upper:.3g})"
 
 
-def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int = 9, seconds: float = 1.0) -> dict[str, Rate]:
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    rounds: int = 9,
+    seconds: float = 1.0,
+    finish: Callable[[], Any] = lambda: None,
+) -> dict[str, Rate]:
     """Measure ``functions`` in alternating rounds of ``seconds`` each.
 
     Args:
-        functions: warmed up, compiled and synchronous, by name.
+        functions: warmed up and compiled, by name.
         rounds: of every function, at least 2; odd rounds run in the opposite order.
         seconds: at least so long a round; a call that has begun is finished and counted.
+        finish: waits until the calls are done, once at the end of a round; nothing where they are synchronous.
     """
     rates: dict[str, list[float]] = {name: [] for name in functions}
     gc.collect()
@@ -34,18 +40,20 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int = 9, sec
     try:
         for index in range(rounds):
             for name in list(functions)[:: -1 if index % 2 else 1]:
-                rates[name].append(calls_per_second(functions[name], seconds))
+                rates[name].append(calls_per_second(functions[name], seconds, finish))
     finally:
         gc.enable()
     return {name: summary(values) for name, values in rates.items()}
 
 
-def calls_per_second(function: Callable[[], Any], seconds: float) -> float:
+def calls_per_second(function: Callable[[], Any], seconds: float, finish: Callable[[], Any] = lambda: None) -> float:
+    finish()
     calls, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
+    while time.perf_counter() - start < seconds:
         function()
         calls += 1
-    return calls / elapsed
+    finish()
+    return calls / (time.perf_counter() - start)
 
 
 def summary(values: list[float]) -> Rate:

@@ -1,6 +1,7 @@
 """Learning curves of every algorithm on the simulated tasks, some seeds each, and their picture.
 
 python -m benchmarks.learning_curves --output docs/results/learning_curves.md
+python -m benchmarks.learning_curves --cases eager compiled bfloat16 float16 --output docs/results/executions.md
 
 Each run is `serl_fast.train_hybrid --synchronous` in a process of its own (BC: `benchmarks.learning_curves_bc`). A
 curve over environment steps thus does not depend on how fast the machine is, and is the same when made again.
@@ -61,7 +62,22 @@ CASES = {
     "hybrid": Case("hybrid SAC, state", "serl_robots/PickCube-v0", "", 12_000),
     "hybrid_compat": Case("hybrid SAC, compat hil_serl", "serl_robots/PickCube-v0", "--compat hil_serl", 12_000),
     "bc": Case("BC, state", "serl_robots/Reach-v0", "", 3_000, module="benchmarks.learning_curves_bc"),
+    "eager": Case("hybrid SAC, eager", "serl_robots/PickCube-v0", "--execution eager", 12_000),
+    "compiled": Case("hybrid SAC, compiled", "serl_robots/PickCube-v0", "--execution compiled", 12_000),
+    "bfloat16": Case(
+        "hybrid SAC, compiled, bfloat16",
+        "serl_robots/PickCube-v0",
+        "--execution compiled --precision bfloat16",
+        12_000,
+    ),
+    "float16": Case(
+        "hybrid SAC, compiled, float16",
+        "serl_robots/PickCube-v0",
+        "--execution compiled --precision float16",
+        12_000,
+    ),
 }
+EXECUTIONS = ("eager", "compiled", "bfloat16", "float16")  # the same algorithm: asked for by name
 SHARED = (
     "--synchronous --max_utd_ratio 1 --operator scripted --training_starts 300 --random_steps 0 --stop_success_rate 0 "
     "--final_eval_episodes 50 --video_episodes 0 --save_replay=False --eval_episodes 20 --threads 1"
@@ -73,7 +89,7 @@ class CurvesConfig:
     """Flags of ``benchmarks.learning_curves``.
 
     Attributes:
-        cases: which of sac, td3, drq, hybrid, hybrid_compat, bc.
+        cases: which of sac, td3, drq, hybrid, hybrid_compat, bc; or of eager, compiled, bfloat16, float16.
         seeds: one run for each.
         num_demos: demonstrations of the scripted expert, the same for all seeds of a task.
         runs: folder of the runs; finished ones are not run again.
@@ -82,7 +98,7 @@ class CurvesConfig:
         scale: fraction of the gradient steps, for a trial.
     """
 
-    cases: tuple[str, ...] = tuple(CASES)
+    cases: tuple[str, ...] = tuple(name for name in CASES if name not in EXECUTIONS)
     seeds: tuple[int, ...] = (0, 1, 2)
     num_demos: int = 20
     runs: Path = Path("runs/learning_curves")
@@ -169,7 +185,7 @@ def plot(results: Mapping[str, list[Path]], png: Path) -> None:
         key = "BC" if name == "bc" else CASES[name].env.rpartition("/")[2]
         panels.setdefault(key, []).append(name)
     for axes, (title, names) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
-        for name, colour in zip(names, ("#1f77b4", "#d1495b"), strict=False):
+        for name, colour in zip(names, ("#1f77b4", "#d1495b", "#2a9d5c", "#8d5fb8"), strict=False):
             curves = [curve(directory) for directory in results[name]]
             grid = np.linspace(0, min(steps[-1] for steps, _ in curves), 100)
             values = np.array([np.interp(grid, steps, rates) for steps, rates in curves])

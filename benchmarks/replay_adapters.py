@@ -12,14 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.children import Unsupported as Unsupported
 from benchmarks.replay_work import DISCOUNT, N_STEP, Columns, Work, named, transition
 
 ALPHA, BETA = 0.6, 0.4
 NAMES = {"uniform": "uniform", "n_step": "n-step", "prioritized": "prioritised"}
-
-
-class Unsupported(Exception):
-    """The store does not offer this; the message says what it lacks."""
 
 
 class Store:

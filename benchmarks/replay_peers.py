@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.children import in_turns
 from benchmarks.interleaved import Rate, interleaved
-from benchmarks.machine import machine, markdown
-from benchmarks.replay_children import filled_children, in_turns
+from benchmarks.machine import busy_cores, machine, markdown, quiet_or_caution
+from benchmarks.replay_children import filled_children
 from benchmarks.replay_worker import SMALL, STORES, Worker
 from benchmarks.row_gather import PASSES, ROW_BYTES, row_gathers
 from serl_fast.cli import main, parse
@@ -29,7 +30,6 @@ from serl_fast.cli import main, parse
 OURS = "serl_fast"
 FAST_CALL = f"{OURS}, positional call"
 THREADED = (OURS, "LeRobot", "TorchRL")  # they split their copies among all threads unless told otherwise
-QUIET = 0.3  # cores; above it a library whose threads spin for each other can be 100 times slower
 NO_REUSE = "allocates every batch"
 PEERS = [n for n in STORES if n != "NumPy rows"]
 CHILDREN = [child for name in PEERS for child in ((name, f"{name}, 1 thread") if name in THREADED else (name,))]
@@ -122,15 +122,16 @@ def measure(
     try:
         for task in tasks:
             request = {"do": "rate", "task": task.task, "rows": task.rows, "seconds": config.seconds}
-            found = in_turns(alive, request, config.rounds, why)
+            found = in_turns(alive, request, config.rounds, why, task.key)
             columns[task.key] = column = {name: values["rate"] for name, values in found.items()}
             if task.task == "append":
-                found = in_turns(ours, request | {"task": "append_fast"}, config.rounds, why)
+                fast = request | {"task": "append_fast"}
+                found = in_turns(ours, fast, config.rounds, why, f"append_fast {task.rows}")
                 column |= {f"{name}, positional call": values["rate"] for name, values in found.items()}
             print(f"{time.perf_counter() - start:.0f} s {task.key}", {n: f"{r.median:.3g}" for n, r in column.items()})
         if shared:
             request = {"do": "concurrent", "rows": BATCH, "seconds": config.seconds}
-            found = in_turns(alive, request, config.rounds, why)
+            found = in_turns(alive, request, config.rounds, why, f"concurrent {BATCH}")
             for side in ("append", "sample"):
                 columns[f"concurrent {side}"] = {name: values[side] for name, values in found.items()}
         if shared and work == "states":
@@ -286,18 +287,6 @@ def size_table(config: ReplayPeersConfig, found: dict[str, Any]) -> str:
     return "## Sampling 256 states into reused arrays, by size\n\n" + "\n".join(lines)
 
 
-def busy_cores(seconds: float = 2.0) -> float:
-    """Cores that other processes keep busy now; to be called while nothing here is running."""
-
-    def times() -> list[int]:
-        return [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-
-    before = times()
-    time.sleep(seconds)
-    spent = [after - earlier for after, earlier in zip(times(), before, strict=True)]
-    return (sum(spent) - spent[3] - spent[4]) / max(sum(spent), 1) * len(os.sched_getaffinity(0))
-
-
 def available_bytes() -> int:
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return 1024 * int(fields["MemAvailable"].split()[0])
@@ -318,11 +307,7 @@ def run(argv: list[str]) -> int:
     versions = {n.partition(",")[0]: b["version"] for results in collected.values() for n, b in results.built.items()}
     block["stores"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     busy.append(busy_cores())
-    block["cores kept busy by others, before and after"] = " and ".join(f"{cores:.1f}" for cores in busy)
-    if max(busy) > QUIET:
-        block["caution"] = (
-            "the machine was not quiet: threads that wait for each other stall, these figures are no results"
-        )
+    block |= quiet_or_caution(busy)
     block["duration"] = f"{time.perf_counter() - start:.0f} s"
     command = f"python -m benchmarks.replay_peers {' '.join(argv)}".rstrip()
     text = "\n\n".join(["# Replay stores", f"```\n{command}\n```", markdown(block), *tables, notes(config)])

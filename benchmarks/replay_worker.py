@@ -10,7 +10,6 @@ import contextlib
 import gc
 import importlib.metadata
 import itertools
-import json
 import os
 import sys
 import threading
@@ -23,7 +22,8 @@ import numpy as np
 
 from benchmarks import replay_adapters_arrays as arrays
 from benchmarks import replay_adapters_frameworks as frameworks
-from benchmarks.replay_adapters import NumPy, NumPyRows, SerlFast, Store, Unsupported, one_thread
+from benchmarks.children import Unsupported, answers_alone, serve
+from benchmarks.replay_adapters import NumPy, NumPyRows, SerlFast, Store, one_thread
 from benchmarks.replay_work import BLOCK, EPISODE, N_STEP, WORKS, block, transition, wrong_rows
 
 # Names before a comma are looked up here; what follows the comma is how the store is run.
@@ -245,23 +245,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def serve(worker: Worker, answers: Any) -> None:
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = getattr(worker, request.pop("do"))(**request)
-        except Unsupported as error:
-            answer = {"missing": str(error)}
-        except ImportError as error:
-            answer = {"missing": f"not installed ({error})".replace("\n", " ")}
-        except Exception as error:
-            answer = {"missing": f"failed: {type(error).__name__}: {error}".replace("\n", " ")[:300]}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    # Libraries print on standard output; the answers keep it for themselves.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = answers_alone()
     serve(Worker(*sys.argv[1:]), answers)
     os._exit(0)  # servers and prefetching threads would hold the process

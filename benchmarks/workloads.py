@@ -1,58 +1,147 @@
-"""The updates that are measured: hybrid SAC from the state, and from two cameras."""
+"""The updates that are measured: SAC and RLPD from the state, SAC from two cameras and from their cached features."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from serl_fast.agents.cached_features import with_cached_features
 from serl_fast.agents.hybrid_sac import hybrid_sac
-from serl_fast.core import Batch
+from serl_fast.agents.sac import sac
+from serl_fast.agents.sac_config import SACConfig
+from serl_fast.core import Agent, Batch
 from serl_fast.engine import Engine, EngineConfig
-from serl_fast.engine.config import Execution
+from serl_fast.engine.config import Execution, Precision
+
+ACTION_DIM = 7
+CAMERAS = ("front", "wrist")
+CROPS = 2  # of every frame, in the feature cache
+FEATURES = (CROPS, 4, 4, 512)  # what a frozen ResNet-10 makes of them
+
+TEXTBOOK = SACConfig(
+    hidden_widths=(256, 256),
+    activation="relu",
+    layer_norm=False,
+    critic_ensemble_size=2,
+    initial_temperature=1.0,
+    target_entropy=-float(ACTION_DIM),
+    backup_entropy=True,
+    target_update_rate=0.005,
+    learning_rate=3e-4,
+    std_min=math.exp(-20),
+    std_max=math.exp(2),
+    proprioception_dim=None,
+)
+"""SAC as Stable-Baselines3, TorchRL and SBX have it, whose own defaults these are (discount 0.99)."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One update of critics, grasp critic, actor, temperature and targets, with HIL-SERL's widths (2 x 256)."""
+    """One call of the learner.
+
+    Attributes:
+        name: for the command line.
+        title: what is computed.
+        agent: makes it; weights come from torch's global generator.
+        state_dim: P of the observations.
+        batch_size: rows B of one gradient step.
+        image: shape of what each camera gives; None without cameras.
+        cached: cameras give features, float16 as bytes, in place of images.
+        updates: gradient steps U of one call; the actor's objectives are part of the last.
+    """
 
     name: str
+    title: str
+    agent: Callable[[], Agent]
+    state_dim: int
     batch_size: int
-    image_keys: tuple[str, ...] = ()
-    state_dim: int = 21
-    image_size: int = 128
+    image: tuple[int, ...] | None = None
+    cached: bool = False
+    updates: int = 1
 
     def __str__(self) -> str:
-        cameras = (
-            f", {len(self.image_keys)} cameras of {self.image_size} x {self.image_size}" if self.image_keys else ""
-        )
-        return f"{self.name}: hybrid SAC, state {self.state_dim}{cameras}, action 7, batch {self.batch_size}"
+        return f"{self.name}: {self.title}, state {self.state_dim}, action {ACTION_DIM}, batch {self.batch_size}"
 
-    def engine(self, execution: Execution) -> Engine:
+    def engine(
+        self, execution: Execution, precision: Precision = "float32", device: torch.device | str = "cpu"
+    ) -> Engine:
         """A fresh agent; nothing is compiled before the first update."""
         torch.manual_seed(0)
-        return Engine(hybrid_sac(self.state_dim, 1, self.image_keys), EngineConfig(execution))
+        return Engine(self.agent(), EngineConfig(execution, precision), device=device)
 
-    def batch(self) -> Batch:
-        """Random transitions."""
-        generator, size = torch.Generator().manual_seed(1), self.batch_size
-        image = (size, self.image_size, self.image_size, 3)
+    def batch(self, device: torch.device | str = "cpu") -> Batch:
+        """Random transitions, U * B rows."""
+        generator, rows = torch.Generator().manual_seed(1), self.updates * self.batch_size
+
+        def camera() -> Tensor:
+            shape = (rows, *(self.image or ()))
+            if self.cached:
+                return torch.randn(shape, generator=generator).relu().half().view(torch.uint8)
+            return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
 
         def observe() -> Batch:
-            images = {k: torch.randint(256, image, generator=generator, dtype=torch.uint8) for k in self.image_keys}
-            return {"state": torch.randn(size, self.state_dim, generator=generator), **images}
+            images = {key: camera() for key in CAMERAS} if self.image else {}
+            return {"state": torch.randn(rows, self.state_dim, generator=generator), **images}
 
-        return {
+        batch = {
             "observations": observe(),
             "next_observations": observe(),
-            "actions": torch.rand(size, 7, generator=generator) * 2 - 1,
-            "rewards": torch.rand(size, generator=generator),
-            "discounts": torch.full((size,), 0.97),
-            "grasp_penalty": torch.zeros(size),
+            "actions": torch.rand(rows, ACTION_DIM, generator=generator) * 2 - 1,
+            "rewards": torch.rand(rows, generator=generator),
+            "discounts": torch.full((rows,), 0.97),
+            "grasp_penalty": torch.zeros(rows),
         }
+        return _map(batch, lambda tensor: tensor.to(device))
+
+    def call(self, engine: Engine, batch: Batch | None = None) -> Callable[[], None]:
+        """A function that takes the U gradient steps on ``batch``, always the same; its first call compiles."""
+        batch = self.batch(engine.device) if batch is None else batch
+        if self.updates == 1:
+            return lambda: engine.update(batch) and None
+        return lambda: engine.update_block(batch, updates=self.updates) and None
 
 
-WORKLOADS = {
-    "state": Workload("state", batch_size=256),
-    "pixels": Workload("pixels", batch_size=16, image_keys=("front", "wrist")),
-}
+def _map(tree: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    return {key: _map(v, function) if isinstance(v, dict) else function(v) for key, v in tree.items()}
+
+
+def _pixels() -> Agent:
+    return sac(14, ACTION_DIM, CAMERAS)
+
+
+_ALL = (
+    Workload(
+        "state", "SAC, 2 critics of 2 x 256, relu, no LayerNorm", lambda: sac(32, ACTION_DIM, config=TEXTBOOK), 32, 256
+    ),
+    Workload(
+        "rlpd",
+        "RLPD, 10 critics with LayerNorm, targets from 2, 20 critic updates and one of the actor",
+        lambda: sac(32, ACTION_DIM, config=SACConfig.rlpd()),
+        32,
+        256,
+        updates=20,
+    ),
+    Workload(
+        "pixels",
+        "SAC, 2 cameras of 128 x 128, frozen ResNet-10, random crops",
+        _pixels,
+        14,
+        64,
+        image=(128, 128, 3),
+    ),
+    Workload(
+        "pixels_cached",
+        f"the same with a feature cache of {CROPS} crops",
+        lambda: with_cached_features(_pixels(), CROPS),
+        14,
+        64,
+        image=FEATURES,
+        cached=True,
+    ),
+    Workload("hybrid", "HIL-SERL's hybrid SAC, 2 critics of 2 x 256, grasp critic", lambda: hybrid_sac(21, 1), 21, 256),
+)
+WORKLOADS = {workload.name: workload for workload in _ALL}
