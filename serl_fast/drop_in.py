@@ -123,7 +123,7 @@ class _DropIn:
         noise = self.agent.draw_noise(self.engine.generator, len(tensors["rewards"]), self.engine.device)
         with torch.no_grad():
             tensors = self.agent.prepare(networks, tensors, noise)
-        (critic,) = [objective for objective in self.agent.critic_step if objective.name == "critic"]
+        (critic,) = [objective for objective in self.agent.objectives if objective.name == "critic"]
         loss = critic.loss(networks, tensors, noise)
         return loss.value, {name: float(value) for name, value in loss.metrics.items()}
 

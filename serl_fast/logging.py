@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -51,6 +51,33 @@ def metric_aliases(metrics: Mapping[str, float]) -> dict[str, float]:
             if name in metrics:
                 named.setdefault(alias, metrics[name])
     return named
+
+
+def progress(parts: Iterable[int], total: int, description: str) -> None:
+    """Run through ``parts``, each worth so many of ``total``: a bar on a terminal with rich, else a line now and then.
+
+    Args:
+        parts: does the work while it is iterated over.
+        total: what they add up to.
+        description: what is being done.
+    """
+    if sys.stdout.isatty():
+        try:
+            bar = require("rich.progress", "logging").Progress()
+        except MissingExtraError as error:
+            print(error)
+        else:
+            with bar:
+                task = bar.add_task(description, total=total)
+                for part in parts:
+                    bar.advance(task, part)
+            return
+    done, said = 0, -math.inf
+    for part in parts:
+        done += part
+        if time.monotonic() - said > 10.0 or done >= total:
+            said = time.monotonic()
+            print(f"{description}: {done} of {total}", flush=True)
 
 
 class RunLogger:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 
 from serl_fast.data.batches import BatchReader
+from serl_fast.data.readers import Reader
 from serl_fast.engine import Engine, NonFiniteLossError, PolicyPublisher, PolicyRunner, PolicySnapshot
 from serl_fast.envs import executed_action, make_transition
 from serl_fast.evaluation import EvaluationResult, evaluate, succeeded
@@ -23,6 +24,14 @@ from serl_fast.replay import Mixture, ReplayStore
 from serl_fast.schedule import Counters, LoopConfig, Stop
 
 Report = Callable[[dict[str, float]], None]
+
+
+class Appends(Protocol):
+    """What the actor needs of a store."""
+
+    def append(self, transition: dict[str, Any], continues: bool) -> Any:
+        """Add one transition; ``continues``: it follows the one appended before it."""
+
 
 STEP_LIMIT = "the step limit is reached"
 ACTOR_PATIENCE = 10.0  # s that the actor gets to finish its step when the run ends
@@ -71,8 +80,8 @@ class Actor:
         eval_env: gymnasium.Env[Any, Any] | None,
         runner: PolicyRunner,
         publisher: PolicyPublisher,
-        online: ReplayStore,
-        demonstrations: ReplayStore,
+        online: Appends,
+        demonstrations: Appends,
         counters: Counters,
         config: LoopConfig,
         report: Report,
@@ -204,9 +213,10 @@ class Learner:
         publisher: where policies go.
         counters: shared with the actor.
         config: the schedule.
-        report: receives losses every ``log_interval`` gradient steps.
+        report: receives the metrics of the last ``log_interval`` gradient steps, their means, when these are over.
         save: called every ``save_interval`` gradient steps.
         tick: called after every gradient step, for the progress display.
+        reader: where batches come from; by default they are drawn in line. Its source, if it has one, is the engine's.
     """
 
     def __init__(
@@ -220,16 +230,17 @@ class Learner:
         report: Report,
         save: Callable[[], Any],
         tick: Callable[[], None] = lambda: None,
+        reader: Reader | None = None,
     ) -> None:
         self.engine, self.publisher = engine, publisher
         self.online, self.demonstrations = online, demonstrations
         self.counters, self.config = counters, config
         self.report, self.save, self.tick = report, save, tick
-        self._reader = BatchReader(config.batch_size, engine.device)
+        self._reader = reader or BatchReader(config.batch_size, engine.device)
         # While a store is short its share goes to the other: no demonstrations is plain SAC.
         self._mixture = Mixture([online, demonstrations], shares=(0.5, 0.5), discount=config.discount)
         self._demonstrations_only = Mixture([demonstrations], shares=(1.0,), discount=config.discount)
-        self._metrics: dict[str, Any] = {}
+        self._rates: dict[str, float] = {}  # of the interval whose metrics are on their way
         self._reported_at = (time.monotonic(), engine.updates)
 
     def ready(self) -> bool:
@@ -251,7 +262,7 @@ class Learner:
 
     def prepare(self, stop: Stop) -> None:
         """Compile, take ``pretrain_steps`` on demonstrations alone, publish the policy: all before anything moves."""
-        self.engine.warm_up(self._reader.blank(self.online))
+        self.engine.warm_up(self._reader.blank(self._mixture))
         steps = self.config.pretrain_steps
         if steps and not len(self.demonstrations):
             raise ValueError(f"pretrain_steps is {steps}, but there are no demonstrations; give --demo_paths")
@@ -276,6 +287,10 @@ class Learner:
             self.engine.agent.networks, self.engine.agent.policy_networks, self.engine.updates
         )
 
+    def close(self) -> None:
+        """End the threads that draw batches ahead."""
+        self._reader.close()
+
     def finished(self) -> bool:
         """Whether ``max_steps`` are done."""
         return self.counters.updates >= self.config.max_steps
@@ -284,22 +299,31 @@ class Learner:
         with_actor = (self.engine.updates + 1) % self.config.critic_to_actor_ratio == 0
         before = self.engine.updates
         try:
-            self._metrics.update(self.engine.update(self._reader.read(source), with_actor))
+            self.engine.update(self._reader.read(source), with_actor)
         except NonFiniteLossError:
             # Where the device is looked at now and then, updates were counted that were not taken.
             self.counters.updates -= min(before - self.engine.updates, self.counters.updates)
             raise
 
+    def _newest_metrics(self) -> dict[str, float] | None:
+        """Means over the last interval, once, when they have come from the device; see ``Engine.newest_metrics``."""
+        interval = self.engine.newest_metrics()
+        return None if interval is None else interval.metrics
+
     def _after_update(self) -> None:
-        """Report what is due; the only place that reads metrics from the device."""
+        """Ask for the metrics that are due, and report those that have come; waits for no device."""
         if self.engine.updates % self.config.log_interval == 0:
             now, updates = time.monotonic(), self.engine.updates
             then, before = self._reported_at
             self._reported_at = (now, updates)
-            metrics = {name: float(value) for name, value in self._metrics.items()}
-            metrics["learner/updates_per_second"] = (updates - before) / max(now - then, 1e-9)
-            metrics["learner/utd_ratio"] = self.counters.utd_ratio
-            self.report(metrics)
+            self._rates = {
+                "learner/updates_per_second": (updates - before) / max(now - then, 1e-9),
+                "learner/utd_ratio": self.counters.utd_ratio,
+            }
+            self.engine.request_metrics()
+        metrics = self._newest_metrics()
+        if metrics is not None:
+            self.report({**metrics, **self._rates})
         self.tick()
 
 
@@ -314,6 +338,7 @@ def run_synchronous(actor: Actor, learner: Learner, stop: Stop) -> None:
             return
         actor.step()
         if not learner.ready():
+            learner.tick()
             continue
         owed += ratio
         while owed >= 1.0 and not learner.finished():

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from serl_fast.agents.build import build_agent
+from serl_fast.agents.cached_features import encode_images, frozen_encoder, with_cached_features
 from serl_fast.agents.parts import normalize_states
-from serl_fast.agents.sac_config import SACConfig, from_dict
 from serl_fast.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -33,7 +33,10 @@ from serl_fast.checkpoint import (
 )
 from serl_fast.cli import import_callable, main, parse
 from serl_fast.core import Agent
+from serl_fast.data.dali import DaliReader
 from serl_fast.data.demonstrations import demonstrations_to_store, load_demonstrations
+from serl_fast.data.feature_cache import CropEncoder, FeatureCache, describe
+from serl_fast.data.readers import Reader, make_reader
 from serl_fast.engine import (
     Engine,
     EngineConfig,
@@ -42,80 +45,129 @@ from serl_fast.engine import (
     PolicyRunner,
     default_execution,
 )
+from serl_fast.engine.ranks import Alone, Ranks, join
 from serl_fast.envs import SETUP_MODES, load_operator, make_env
 from serl_fast.evaluation import EvaluationResult, evaluate
-from serl_fast.interop.pretrained import load_pretrained, resnet10_trunks
-from serl_fast.logging import RunLogger, plot_progress, write_video
-from serl_fast.loop import EVALUATION_SEEDS, Actor, Learner, run_synchronous, run_threaded
+from serl_fast.follow import SharedLearner
+from serl_fast.interop.pretrained import load_pretrained
+from serl_fast.kernels.choice import use_backend
+from serl_fast.logging import RunLogger, plot_progress, progress, write_video
+from serl_fast.loop import EVALUATION_SEEDS, Actor, Appends, Learner, run_synchronous, run_threaded
 from serl_fast.networks.encoder import Encoder
 from serl_fast.replay import ReplayStore
 from serl_fast.schedule import Counters, Stop
 from serl_fast.train_hybrid_config import PRESETS, TrainHybridConfig
+from serl_fast.train_hybrid_setup import (
+    EMPTY_STATE,
+    Spaces,
+    can_be_filmed,
+    check_takes_pretrained,
+    choose_device,
+    close_quietly,
+    default_threads,
+    example_transition,
+    flattened,
+    new_directory,
+    newest_run,
+    plain_values,
+    spaces_of,
+    with_defaults,
+)
 
 
 class Run:
     """One training run: everything built from the flags, and what is saved of it."""
 
-    def __init__(self, config: TrainHybridConfig) -> None:
-        self.config = config
-        self.device = _device(config.device)
-        torch.set_num_threads(config.threads or _default_threads(config, self.device))
-        # One stream each for the weights, the learner's noise, the actor's noise, and the two stores.
-        seeds = np.random.SeedSequence(config.seed).generate_state(5).tolist()
+    def __init__(self, config: TrainHybridConfig, ranks: Ranks | Alone | None = None) -> None:
+        self.config, self.ranks = config, ranks or Alone()
+        self.device = self.ranks.device or choose_device(config.device)
+        use_backend("auto" if config.augment == "dali" else config.augment, self.device)
+        torch.set_num_threads(config.threads or default_threads(config, self.device))
+        # One stream each for the weights, the learner's noise, the actor's noise, the two stores, and cached crops.
+        seeds = np.random.SeedSequence(config.seed).generate_state(6).tolist()
         torch.manual_seed(seeds[0])
-        self.store_seeds = seeds[3:]
-        mode = SETUP_MODES[config.setup_mode]
-        operator, size = load_operator(config.operator), config.image_size
-        self.env = make_env(config.env, config.image_keys, mode, operator=operator, image_size=size)
-        self.eval_env = None
-        if config.eval_interval or config.final_eval_episodes:
-            self.eval_env = make_env(config.env, config.image_keys, mode, render_mode="rgb_array", image_size=size)
+        self.store_seeds = seeds[3:5]
+        leads = self.ranks.rank == 0
+        self.env: gymnasium.Env[Any, Any] | None = None
+        self.eval_env: gymnasium.Env[Any, Any] | None = None
+        if leads:
+            self.env, self.eval_env = self._environments()
+        self.spaces: Spaces = self.ranks.broadcast(spaces_of(self.env) if self.env else None)
         self.counters, self.stop = Counters(), Stop()
         self.interrupted = False
-        self.directory, checkpoint = self._place()
+        self.directory, checkpoint = self.ranks.broadcast(self._place() if leads else None)
         self.agent = self._agent(checkpoint)
         self.demonstrations, self.online = self._stores(checkpoint)
+        if not leads:
+            self.demonstrations.seed, self.online.seed = self.ranks.seeds(config.seed, 2)
         if checkpoint is None:
             self._normalize()
+        self.caches = self._feature_caches(seeds[5])
         execution = default_execution() if config.execution == "auto" else config.execution
         interval = None if self.device.type == "cpu" else config.log_interval
         engine_config = EngineConfig(execution, config.precision, config.strict_execution, interval)
-        self.engine = Engine(self.agent, engine_config, seed=seeds[1], device=self.device)
+        reader = self._reader()
+        self.agent = self.ranks.share_noise(self.agent, self.device)
+        self.engine = Engine(
+            self.agent,
+            engine_config,
+            seed=seeds[1],
+            device=self.device,
+            source=self.ranks.share_source(reader.source),
+            average=self.ranks.average,
+        )
         print(
             f"execution {execution}, precision {config.precision}, device {self.device}, "
             f"{torch.get_num_threads()} thread(s)"
         )
+        self.learner = self._learner(reader)
+        if checkpoint is not None:
+            self.engine.load_state_dict(checkpoint["engine"])
+            self.counters.load_state_dict(checkpoint["counters"])
+        self._fill_caches()  # by the trunk of the checkpoint
+        if leads:
+            self._lead(seeds[2], checkpoint)
+        self.ranks.synchronize(self.engine)
+
+    def _lead(self, seed: int, checkpoint: dict[str, Any] | None) -> None:
+        """What only rank 0 has: the log, the actor and its policy."""
+        assert self.env is not None
         self.logger = RunLogger(self.directory)
         self._write_config()
-        loop, publisher = config.loop(), PolicyPublisher()
-        runner = PolicyRunner(self.agent, seed=seeds[2], device=self.device)
+        execution, strict = self.engine.execution, self.config.strict_execution
+        runner = PolicyRunner(self.agent, seed=seed, device=self.device, execution=execution, strict=strict)
+        if execution != "eager":
+            runner.warm_up(example_transition(self.spaces)["observations"])
+        online, demonstrations = self._filled()
+        if isinstance(self.learner, SharedLearner):
+            online, demonstrations = self.learner.forwarded()
         self.actor = Actor(
             self.env,
             self.eval_env,
             runner,
-            publisher,
-            self.online,
-            self.demonstrations,
+            self.learner.publisher,
+            online,
+            demonstrations,
             self.counters,
-            loop,
+            self.learner.config,
             self.report,
             self.stop,
         )
-        self.learner = Learner(
-            self.engine,
-            self.online,
-            self.demonstrations,
-            publisher,
-            self.counters,
-            loop,
-            self.report,
-            self.save,
-            self.tick,
-        )
         if checkpoint is not None:
-            self.engine.load_state_dict(checkpoint["engine"])
-            self.counters.load_state_dict(checkpoint["counters"])
             self.actor.load_state_dict(checkpoint["actor"])
+
+    def _learner(self, reader: Reader) -> Learner:
+        leads, loop = self.ranks.rank == 0, self.config.loop()
+        arguments: dict[str, Any] = {
+            "config": dataclasses.replace(loop, batch_size=self.ranks.share(loop.batch_size)),
+            "report": self.report if leads else lambda metrics: None,
+            "tick": self.tick if leads else lambda: None,
+            "reader": reader,
+        }
+        given = (self.engine, *self._drawn_from(), PolicyPublisher(), self.counters)
+        if isinstance(self.ranks, Alone):
+            return Learner(*given, save=self.save, **arguments)
+        return SharedLearner(self.ranks, self._filled(), *given, save=self.save, **arguments)
 
     def train(self) -> None:
         """Run both loops to the end; whatever happens, save what there is.
@@ -134,7 +186,20 @@ class Run:
         finally:
             if self.engine.execution != self.engine.config.execution:
                 self._write_config()
-            _close(self.env)
+            self.learner.close()
+            if self.env is not None:
+                close_quietly(self.env)
+
+    def follow(self) -> int:
+        """What every rank but 0 does: learn as rank 0 says, to the end; the exit status."""
+        for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 says when it is over
+            signal.signal(number, signal.SIG_IGN)
+        assert isinstance(self.learner, SharedLearner)
+        try:
+            self.learner.obey(self._save_inspection)
+        finally:
+            self.learner.close()
+        return 0
 
     def finish(self) -> EvaluationResult | None:
         """Save the final policy, evaluate it on fresh episodes, draw and film; print where everything is."""
@@ -145,7 +210,7 @@ class Run:
         if self.eval_env is not None:
             if self.config.final_eval_episodes and not self.interrupted:
                 result = self._final_evaluation(self.eval_env)
-            _close(self.eval_env)
+            close_quietly(self.eval_env)
         self.logger.close()
         plot_progress(self.directory / "metrics.csv", self.directory / "success.png")
         print(f"\n{self.stop.reason}")
@@ -205,15 +270,24 @@ class Run:
             interventions=counters.interventions,
         )
 
+    def _environments(self) -> tuple[gymnasium.Env[Any, Any], gymnasium.Env[Any, Any] | None]:
+        """One to act in, and one without operator for evaluations."""
+        config, mode = self.config, SETUP_MODES[self.config.setup_mode]
+        operator, size = load_operator(config.operator), config.image_size
+        env = make_env(config.env, config.image_keys, mode, operator=operator, image_size=size)
+        if not config.eval_interval and not config.final_eval_episodes:
+            return env, None
+        return env, make_env(config.env, config.image_keys, mode, render_mode="rgb_array", image_size=size)
+
     def _place(self) -> tuple[Path, dict[str, Any] | None]:
         """The run's folder, and the checkpoint to continue from."""
         config = self.config
         if not config.resume:
-            directory = config.save_dir or _new_directory(config)
+            directory = config.save_dir or new_directory(config)
             if (directory / "metrics.csv").exists():
                 raise ValueError(f"{directory} holds a run already; give --resume, or another --save_dir")
             return directory, None
-        directory = config.save_dir or _newest_run()
+        directory = config.save_dir or newest_run()
         path = latest_checkpoint(directory)
         checkpoint = load_checkpoint(path)
         for name in ("env", "setup_mode"):
@@ -225,13 +299,14 @@ class Run:
 
     def _write_config(self) -> None:
         used = {"execution_used": self.engine.execution, "device_used": str(self.device)}
-        self.logger.write_config({**_plain(self.config), **used})
+        self.logger.write_config({**plain_values(self.config), **used})
 
     def _save_inspection(self, error: Exception) -> str:
         """After an update that was not finite: save what it saw; says where."""
         if not isinstance(error, NonFiniteLossError) or error.inspection is None:
             return ""
-        path = self.directory / f"non_finite_{error.inspection['updates'] + 1}.pth"
+        rank = f"_rank{self.ranks.rank}" if self.ranks.rank else ""
+        path = self.directory / f"non_finite_{error.inspection['updates'] + 1}{rank}.pth"
         try:
             return f"its batch and the state that it met are in {save_checkpoint(path, error.inspection)}; "
         except OSError as failed:
@@ -276,12 +351,14 @@ class Run:
         }
 
     def _stores_by_name(self) -> dict[str, ReplayStore]:
+        for cache in self.caches or ():
+            cache.store.draws = cache.features.draws  # a resumed run draws on from here
         return {"online": self.online, "demonstrations": self.demonstrations}
 
     def _agent(self, checkpoint: dict[str, Any] | None) -> Agent:
         config, mode = self.config, SETUP_MODES[self.config.setup_mode]
-        space = _flat_space(self.env)
-        state_dim = space.get("state", _EMPTY).shape[0]
+        space = self.spaces.observations
+        state_dim = space.get("state", EMPTY_STATE).shape[0]
         sizes = [space[key].shape[:2] for key in config.image_keys]
         if config.algorithm == "sac":
             agent = build_agent(state_dim, mode.action_dim, mode.grippers, config.image_keys, config.agent(sizes))
@@ -290,9 +367,9 @@ class Run:
             agent = builder(state_dim, mode.action_dim, config.image_keys)
         networks = dict(agent.networks.items())
         if config.pretrained_encoder is not None:
-            _check_takes_pretrained(networks.get("encoder"), config)
+            check_takes_pretrained(networks.get("encoder"), config)
         if checkpoint is not None:
-            mine, saved = _flat(agent.settings), _flat(_complete(checkpoint["agent"]))
+            mine, saved = flattened(agent.settings), flattened(with_defaults(checkpoint["agent"]))
             differing = [
                 f"{name} {saved.get(name)}, not {mine[name]}" for name in mine if mine[name] != saved.get(name)
             ]
@@ -303,6 +380,51 @@ class Run:
         ):
             load_pretrained(networks["encoder"], config.pretrained_encoder, target=networks.get("target_encoder"))
         return agent
+
+    def _feature_caches(self, seed: int) -> tuple[FeatureCache, FeatureCache] | None:
+        """Those of the online store and the demonstrations, still empty; the agent becomes one that reads them."""
+        config = self.config
+        if not config.feature_cache:
+            return None
+        keys, shapes = frozen_encoder(self.agent).image_keys, self.spaces.observations
+        networks = self.agent.networks.to(self.device)
+        encoder = CropEncoder(
+            functools.partial(encode_images, networks),
+            {key: shapes[key].shape for key in keys},
+            config.feature_cache,
+            padding=self.agent.settings["config"]["crop_padding"],
+            precision=config.feature_cache_precision,
+            device=self.device,
+            seed=seed,
+        )
+        self.agent = with_cached_features(self.agent, config.feature_cache)
+        print(describe(encoder, [self.online, self.demonstrations]))
+        return FeatureCache(self.online, encoder), FeatureCache(self.demonstrations, encoder)
+
+    def _fill_caches(self) -> None:
+        for cache in self.caches or ():
+            if len(cache.store):
+                progress(cache.fill(), len(cache.store), "encoding crops of stored transitions")
+
+    def _filled(self) -> tuple[Appends, Appends]:
+        """Where the actor's steps go, online data first."""
+        return self.caches or (self.online, self.demonstrations)
+
+    def _drawn_from(self) -> tuple[ReplayStore, ReplayStore]:
+        """The stores that updates read, online data first."""
+        if self.caches is None:
+            return self.online, self.demonstrations
+        return self.caches[0].features, self.caches[1].features
+
+    def _reader(self) -> Reader:
+        config, stores = self.config, list(self._drawn_from())
+        rows = self.ranks.share(config.batch_size)
+        if config.augment == "dali":
+            print("replay on the host, drawn in line; its images are cropped there by DALI")
+            return DaliReader(rows, config.image_keys, self.device, seed=config.seed + self.ranks.rank)
+        reader, why = make_reader(config.replay_device, stores, rows, config.discount, self.device, config.synchronous)
+        print(why)
+        return reader
 
     def _normalize(self) -> None:
         if not self.config.normalize_state or not len(self.demonstrations):
@@ -321,7 +443,7 @@ class Run:
                 print(f"replay stores from {folder}")
                 return ReplayStore.load(folder / "demonstrations"), ReplayStore.load(folder / "online")
             print(f"no stores in {self.directory}: starting from the demonstrations, with an empty online store")
-        example = _example_transition(self.env)
+        example = example_transition(self.spaces)
         capacity = config.replay_buffer_capacity
         demonstrations = ReplayStore.from_example(example, capacity, seed=self.store_seeds[0])
         online = ReplayStore.from_example(example, capacity, seed=self.store_seeds[1])
@@ -344,7 +466,7 @@ class Run:
             lambda observation: runner.act(observation, deterministic=True),
             self.config.final_eval_episodes,
             seed=EVALUATION_SEEDS * (1 + self.config.seed) + EVALUATION_SEEDS // 2,
-            record_episodes=self.config.video_episodes if _renders(env) else 0,
+            record_episodes=self.config.video_episodes if can_be_filmed(env) else 0,
             should_stop=lambda: self.interrupted,
         )
         if result.successes:
@@ -354,120 +476,16 @@ class Run:
         return result
 
 
-_EMPTY = gymnasium.spaces.Box(-1, 1, (0,))
-
-
-def _check_takes_pretrained(encoder: torch.nn.Module | None, config: TrainHybridConfig) -> None:
-    try:
-        resnet10_trunks(encoder)
-    except ValueError as error:
-        of = f"encoder {config.encoder}" if config.algorithm == "sac" else f"algorithm {config.algorithm}"
-        cameras = f"image_keys {' '.join(config.image_keys)}" if config.image_keys else "no image_keys"
-        raise ValueError(f"--pretrained_encoder has no use with --{of} and {cameras}: {error}") from None
-
-
-def _renders(env: gymnasium.Env[Any, Any]) -> bool:
-    """Whether an environment can be filmed; if not, why is said. Training does not fail for want of a video."""
-    if env.render_mode != "rgb_array":
-        print(f"no video: {env.spec.id if env.spec else env} does not render (it takes no render_mode='rgb_array')")
-        return False
-    try:
-        env.reset()
-        env.render()
-    except Exception as error:  # a missing graphics library shows only now
-        print(f"no video: {error}")
-        return False
-    return True
-
-
-def _close(env: gymnasium.Env[Any, Any]) -> None:
-    """Close an environment; what goes wrong is said, and hides nothing that went wrong before."""
-    try:
-        env.close()
-    except Exception as error:
-        print(f"closing the environment failed: {error!r}", file=sys.stderr)
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:  # torch's ways of saying unknown or absent
-            raise ValueError(f"device {name!r} can not be used: {error}") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _default_threads(config: TrainHybridConfig, device: torch.device) -> int:
-    """Threads for torch, so that learner and actor do not fight for cores.
-
-    Beyond two threads a 256-wide MLP gains nothing, and a team that outnumbers the free cores waits at its barriers.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = cores - 1 if config.image_keys or device.type != "cpu" else 2
-    return max(1, min(wanted, cores - 1))
-
-
-def _complete(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the defaults of fields that the version which wrote them did not have."""
-    if settings.get("algorithm") not in ("sac", "hybrid_sac"):
-        return settings
-    return {**settings, "config": dataclasses.asdict(from_dict(SACConfig, settings["config"]))}
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the nested ones beside the others, and sequences comparable after a checkpoint."""
-    merged = {**settings, **settings.get("config", {})}
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in merged.items() if key != "config"}
-
-
-def _flat_space(env: gymnasium.Env[Any, Any]) -> dict[str, gymnasium.spaces.Box]:
-    assert isinstance(env.observation_space, gymnasium.spaces.Dict)
-    return dict(env.observation_space.spaces)  # type: ignore[arg-type]
-
-
-def _example_transition(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
-    """A transition of zeros with the environment's shapes: the stores' schema."""
-    observation = {key: np.zeros(space.shape, space.dtype) for key, space in _flat_space(env).items()}
-    return {
-        "observations": observation,
-        "actions": np.zeros(env.action_space.shape or (), np.float32),
-        "next_observations": observation,
-        "rewards": np.float32(0),
-        "terminated": False,
-        "truncated": False,
-        "grasp_penalty": np.float32(0),
-    }
-
-
-def _new_directory(config: TrainHybridConfig) -> Path:
-    name = config.env.rpartition("/")[2].rpartition(":")[2]
-    return Path("runs") / f"{name}_seed{config.seed}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-
-
-def _newest_run() -> Path:
-    runs = [path.parent for path in Path("runs").glob("*/checkpoint_*.pth")]
-    if not runs:
-        raise ValueError("resume: no run with a checkpoint under runs/; give --save_dir")
-    return max(runs, key=lambda path: path.stat().st_mtime)
-
-
-def _plain(config: TrainHybridConfig) -> dict[str, Any]:
-    values = dataclasses.asdict(config)
-    return {
-        key: str(v) if isinstance(v, Path) else [str(p) for p in v] if key == "demo_paths" else v
-        for key, v in values.items()
-    }
-
-
 def run(argv: list[str] | None = None) -> int:
     """Parse, train, finish; the exit status."""
     config = parse(TrainHybridConfig, argv, description=__doc__ or "", presets=PRESETS)
-    training = Run(config)
-    with training.interruptible():
-        training.train()
-        training.finish()
+    with join(config.device) as ranks:
+        training = Run(config, ranks)
+        if ranks.rank:
+            return training.follow()
+        with training.interruptible():
+            training.train()
+            training.finish()
     return 0
 
 

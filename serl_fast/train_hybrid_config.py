@@ -61,6 +61,15 @@ class TrainHybridConfig:
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         execution: "auto" is compiled where there is a C++ compiler, else eager.
         strict_execution: end with an error where the step does not compile; otherwise it runs eagerly, which is said.
+        replay_device: where batches are drawn. "host": in the stores, ahead by threads where the learner has a GPU.
+            "device": in a copy of the stores in the learner's memory, inside its step. "auto": "device" on a GPU that
+            has room for the copy.
+        augment: how images are cropped at random. "triton": by kernels inside the learner's step, which need a CUDA
+            device. "torch": there, by plain PyTorch. "dali": by NVIDIA DALI on the host, before the step. "auto":
+            "triton" on a CUDA device, else "torch".
+        feature_cache: features of so many random crops of every frame are stored beside its images, and updates read
+            them instead of encoding images; needs a frozen encoder. 0: updates crop and encode.
+        feature_cache_precision: of the stored features.
         pretrained_encoder: resnet10_params.pkl for the cameras' ResNet-10; by default ~/.serl/resnet10_params.pkl for
             resnet-pretrained and none for resnet.
         precision: of the forward and backward passes.
@@ -122,6 +131,10 @@ class TrainHybridConfig:
     device: str = "auto"
     execution: Literal["auto", "eager", "compiled", "graphed"] = "auto"
     strict_execution: bool = False
+    replay_device: Literal["auto", "host", "device"] = "auto"
+    augment: Literal["auto", "triton", "dali", "torch"] = "auto"
+    feature_cache: int = 0
+    feature_cache_precision: Literal["float16", "float32"] = "float16"
     pretrained_encoder: Path | None = None
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     threads: int = 0
@@ -161,9 +174,34 @@ class TrainHybridConfig:
             raise ValueError(
                 f"pretrain_steps is {self.pretrain_steps}, but there are no demonstrations: give --demo_paths"
             )
-        for name in ("final_eval_episodes", "video_episodes", "threads"):
+        if self.feature_cache and self.algorithm != "sac":
+            raise ValueError(
+                f"feature_cache is {self.feature_cache}; algorithm {self.algorithm} prepares images in its own way, "
+                "so it takes 0"
+            )
+        if self.feature_cache and not self.image_keys:
+            raise ValueError(f"feature_cache is {self.feature_cache}, but there are no cameras: give --image_keys")
+        self._check_augmentation()
+        for name in ("final_eval_episodes", "video_episodes", "threads", "feature_cache"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+
+    def _check_augmentation(self) -> None:
+        """Refuse DALI where images are not those of a batch that the host draws, or are cropped elsewhere too."""
+        if self.augment != "dali":
+            return
+        wrong = {
+            "image_keys": not self.image_keys,
+            "algorithm": self.algorithm != "sac",
+            "feature_cache": bool(self.feature_cache),
+            "replay_device": self.replay_device == "device",
+        }
+        for name in [name for name, refused in wrong.items() if refused]:
+            raise ValueError(
+                f"augment is 'dali', which crops the images of batches that the host draws, and {name} is "
+                f"{getattr(self, name)!r}; it takes image_keys, algorithm 'sac', feature_cache 0 and replay_device "
+                "'auto' or 'host'"
+            )
 
     def loop(self) -> LoopConfig:
         """The schedule."""
@@ -187,6 +225,8 @@ class TrainHybridConfig:
             if len(set(image_sizes)) > 1:
                 raise ValueError(f"encoder {self.encoder!r} does not resize; the cameras have sizes {image_sizes}")
             values["image_size"] = tuple(image_sizes[0])
+        if self.augment == "dali":
+            values["crop_padding"] = 0  # the batches come cropped
         return SACConfig(
             initial_temperature=self.temperature_init,
             learning_rate=self.lr,

@@ -55,8 +55,9 @@ def test_the_training_loop_has_forty_lines_at_most():
     assert len([line for line in blocks("embed.md")[0][0].splitlines() if line.strip()]) <= 40
 
 
-def test_each_block_of_the_algorithm_guide_stands_alone():
-    for code, expected in blocks("algorithms.md"):
+@pytest.mark.parametrize("guide", ["algorithms.md", "augmentation.md"])
+def test_each_block_of_a_guide_stands_alone(guide):
+    for code, expected in blocks(guide):
         check(code, expected, {"__name__": "guide"})
 
 

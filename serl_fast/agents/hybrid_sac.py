@@ -21,10 +21,11 @@ from serl_fast.agents.parts import (
     add_target,
     build_networks,
     checked,
+    encode,
     encoder_of,
-    image_preparation,
     noise_source,
     target_updates,
+    together,
 )
 from serl_fast.agents.sac_config import SACConfig
 from serl_fast.core import Agent, Batch, Loss, Noise, Objective, Observations
@@ -73,16 +74,19 @@ def hybrid_sac(
     def continuous(actions: Tensor) -> Tensor:
         return split_action(actions, grippers)[0]
 
+    critics = (sac.critic_objective(config, continuous), grasp_critic_objective(grippers))
     actor_step: tuple[Objective, ...] = (sac.actor_objective(config, continuous_dim),)
     if config.compat:
         actor_step = (compat.actor_objective(), compat.temperature_objective(config, action_dim))
     return Agent(
         networks=networks,
-        critic_step=(sac.critic_objective(config, continuous), grasp_critic_objective(grippers)),
+        critic_step=critics if config.compat else (together("critic+grasp_critic", critics),),
         actor_step=actor_step,
         targets=target_updates(networks, config),
         draw_noise=noise_source(config, continuous_dim, networks),
-        prepare=checked(image_preparation(image_keys, config), action_dim, ("rewards", "discounts", "grasp_penalty")),
+        prepare=checked(
+            sac.preparation(image_keys, config, networks), action_dim, ("rewards", "discounts", "grasp_penalty")
+        ),
         policy=hybrid_policy(grippers),
         policy_networks=("encoder", "actor", "grasp_critic"),
         action_dim=action_dim,
@@ -128,9 +132,8 @@ def grasp_targets(networks: nn.ModuleDict, batch: Batch) -> tuple[Tensor, Tensor
 
     g* = argmax_g Q_g(s'); y = r + grasp_penalty + discount * Q_target_g*(s').
     """
-    following = batch["next_observations"]
-    next_q = networks["grasp_critic"](networks["encoder"](following))  # [B, G]
-    target_q = networks["target_grasp_critic"](networks["target_encoder"](following))
+    next_q = networks["grasp_critic"](encode(networks, batch, "next_observations"))  # [B, G]
+    target_q = networks["target_grasp_critic"](encode(networks, batch, "next_observations", by="target_encoder"))
     best = next_q.argmax(-1)
     value = target_q.gather(-1, best.unsqueeze(-1)).squeeze(-1)  # [B]
     return batch["rewards"] + batch["grasp_penalty"] + batch["discounts"] * value, best
@@ -146,7 +149,7 @@ def grasp_critic_objective(grippers: int) -> Objective:
 
     def loss(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Loss:
         targets, _ = grasp_targets(networks, batch)
-        q_all = networks["grasp_critic"](networks["encoder"](batch["observations"]))
+        q_all = networks["grasp_critic"](encode(networks, batch, "observations"))
         choice = split_action(batch["actions"], grippers)[1]
         q = q_all.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
         value = (q - targets).square().mean()

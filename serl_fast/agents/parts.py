@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from serl_fast.agents.sac_config import SACConfig
-from serl_fast.core import Batch, Noise, TargetUpdate
+from serl_fast.core import Batch, Loss, Noise, Objective, TargetUpdate
 from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.critic import CriticEnsemble
 from serl_fast.networks.encoder import Encoder, dropout_mask, make_encoder
@@ -135,7 +135,8 @@ def critic_subset(config: SACConfig, generator: torch.Generator, device: torch.d
     size, count = config.critic_ensemble_size, config.critic_subsample_size
     if config.compat:
         return torch.randint(size, (count,), generator=generator, device=device)
-    return torch.randperm(size, generator=generator, device=device)[:count]
+    # Not randperm, which on CUDA is a chain of kernels beside which the update's own look short.
+    return torch.rand(size, generator=generator, device=device).argsort()[:count]
 
 
 def crop_noise(
@@ -157,22 +158,81 @@ def image_preparation(image_keys: Sequence[str], config: SACConfig) -> Prepare:
     def prepare(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Batch:
         if config.reward_bias:
             batch = {**batch, "rewards": batch["rewards"] + config.reward_bias}
-        if not image_keys:
+        if all(batch["observations"][key].dtype != torch.uint8 for key in image_keys):  # no cameras, or their features
             return batch
         current, following = dict(batch["observations"]), dict(batch["next_observations"])
-        if config.crop_padding:
-            for key in image_keys:
-                current[key] = random_crop(current[key], noise["crop"], config.crop_padding)
-                following[key] = random_crop(following[key], noise["next_crop"], config.crop_padding)
-        encoder = encoder_of(networks)
-        if encoder.frozen_trunk:
+        encoder, padding = encoder_of(networks), config.crop_padding
+        if encoder.frozen_trunk and padding:
+            offsets = (noise["crop"], noise["next_crop"])
+            current, following = encoder.encode_crops((current, following), offsets, padding)
+        elif encoder.frozen_trunk:
             joint = encoder.encode_trunk({key: torch.cat([current[key], following[key]]) for key in image_keys})
             size = batch["actions"].shape[0]
             for key in image_keys:
                 current[key], following[key] = joint[key][:size], joint[key][size:]
+        elif padding:
+            for key in image_keys:
+                current[key] = random_crop(current[key], noise["crop"], padding)
+                following[key] = random_crop(following[key], noise["next_crop"], padding)
         return {**batch, "observations": current, "next_observations": following}
 
     return prepare
+
+
+def encode(
+    networks: nn.ModuleDict, batch: Batch, which: str, dropout: Tensor | None = None, *, by: str = "encoder"
+) -> Tensor:
+    """``networks[by](batch[which], dropout)``, float [B, D], or what :func:`with_encodings` found it to be."""
+    name = (by, which, dropout is not None)
+    if name in batch.get("encodings", {}):
+        features: Tensor = batch["encodings"][name]
+        return features
+    features = networks[by](batch[which]) if dropout is None else networks[by](batch[which], dropout)
+    return features
+
+
+def with_encodings(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Batch:
+    """The batch with every encoding that the losses of critics and grasp critic read, each evaluated once.
+
+    They hold for the present parameters; those of the observations carry the gradient into the encoder. Compilers
+    leave equal matrix products as they are.
+    """
+    following, dropout = batch["next_observations"], noise.get("next_dropout")
+    encodings = {("encoder", "observations", False): networks["encoder"](batch["observations"])}
+    with torch.no_grad():
+        if dropout is None:
+            encodings["encoder", "next_observations", False] = networks["encoder"](following)
+        else:
+            dropped, plain = encoder_of(networks).with_and_without_dropout(following, dropout)
+            encodings["encoder", "next_observations", False] = plain
+            encodings["encoder", "next_observations", True] = dropped
+        encodings["target_encoder", "next_observations", False] = networks["target_encoder"](following)
+    return {**batch, "encodings": encodings}
+
+
+def together(name: str, parts: tuple[Objective, ...]) -> Objective:
+    """Objectives of one step as one: the sum of their losses, behind encodings evaluated once, forward and backward.
+
+    Equal to taking their gradients apart and adding them up, since none of them reaches a network that only another
+    one trains.
+
+    Args:
+        name: of the sum, which messages about a loss that is not finite say.
+        parts: at least two, which read encodings by :func:`encode`.
+    """
+
+    def loss(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Loss:
+        shared = with_encodings(networks, batch, noise)
+        losses = [part.loss(networks, shared, noise) for part in parts]
+        metrics = {
+            part.metric(key): metric
+            for part, each in zip(parts, losses, strict=True)
+            for key, metric in each.metrics.items()
+        }
+        return Loss(torch.stack([each.value for each in losses]).sum(), metrics)
+
+    trains = tuple(dict.fromkeys(network for part in parts for network in part.trains))
+    return Objective(name, loss, trains, parts)
 
 
 def checked(prepare: Prepare, action_dim: int, rows: Sequence[str] = ("rewards", "discounts")) -> Prepare:

@@ -25,7 +25,16 @@ import torch
 from torch import Tensor, nn
 
 from serl_fast.agents import compat
-from serl_fast.agents.parts import build_networks, checked, image_preparation, noise_source, target_updates
+from serl_fast.agents.parts import (
+    Prepare,
+    build_networks,
+    checked,
+    encode,
+    encoder_of,
+    image_preparation,
+    noise_source,
+    target_updates,
+)
 from serl_fast.agents.sac_config import SACConfig
 from serl_fast.core import AdamConfig, Agent, Batch, Loss, Noise, Objective, Observations
 
@@ -68,7 +77,7 @@ def sac(
         actor_step=actor_step,
         targets=target_updates(networks, config),
         draw_noise=noise_source(config, action_dim, networks),
-        prepare=checked(image_preparation(image_keys, config), action_dim),
+        prepare=checked(preparation(image_keys, config, networks), action_dim),
         policy=policy,
         policy_networks=("encoder", "actor"),
         action_dim=action_dim,
@@ -96,6 +105,34 @@ def every_action(actions: Tensor) -> Tensor:
     return actions
 
 
+def preparation(image_keys: Sequence[str], config: SACConfig, networks: nn.ModuleDict) -> Prepare:
+    """The images' preparation and, where no update of critics changes it, the policy's sample at s'.
+
+    Critics-only updates move the policy's sample a'(s') through the encoder alone. One without trained parameters (a
+    state that is passed on as it is) leaves it constant over a block of updates, of which only the last has the
+    actor's step: one pass over the rows of all of them. (Under ``compat`` momentum moves the policy in every update.)
+    """
+    images = image_preparation(image_keys, config)
+    if config.compat or any(p.requires_grad for p in networks["encoder"].parameters()):
+        return images
+
+    def prepare(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Batch:
+        batch = images(networks, batch, noise)
+        actions, log_probs = next_sample(networks, batch, noise)
+        return {**batch, "sampled_next_actions": actions, "sampled_next_log_probs": log_probs}
+
+    return prepare
+
+
+def next_sample(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+    """a' ~ pi(.|s') [B, A] and log pi(a'|s') [B], under dropout where there is any."""
+    if "sampled_next_actions" in batch:
+        return batch["sampled_next_actions"], batch["sampled_next_log_probs"]
+    features = encode(networks, batch, "next_observations", noise.get("next_dropout"))
+    actions, log_probs = networks["actor"](features).sample(noise["next_actions"])
+    return actions, log_probs
+
+
 def critic_targets(config: SACConfig) -> Callable[[nn.ModuleDict, Batch, Noise], Tensor]:
     """The critics' regression target, as a function of (networks, batch, noise), float [B], without gradient.
 
@@ -108,10 +145,8 @@ def critic_targets(config: SACConfig) -> Callable[[nn.ModuleDict, Batch, Noise],
 
     @torch.no_grad()
     def targets(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Tensor:
-        following = batch["next_observations"]
-        features = networks["encoder"](following, noise.get("next_dropout"))
-        actions, log_probs = networks["actor"](features).sample(noise["next_actions"])
-        target_features = networks["target_encoder"](following)
+        actions, log_probs = next_sample(networks, batch, noise)
+        target_features = encode(networks, batch, "next_observations", by="target_encoder")
         value = networks["target_critic"](target_features, actions, noise.get("critic_members")).amin(0)  # [B]
         bonus = -networks["temperature"]() * log_probs if config.backup_entropy else torch.zeros_like(value)
         if config.compat:
@@ -134,7 +169,7 @@ def critic_objective(config: SACConfig, continuous: Callable[[Tensor], Tensor]) 
 
     def loss(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Loss:
         targets = targets_of(networks, batch, noise)
-        features = networks["encoder"](batch["observations"])
+        features = encode(networks, batch, "observations")
         q = networks["critic"](features, continuous(batch["actions"]))  # [E, B]
         value = (q - targets).square().mean()
         metrics = {
@@ -162,8 +197,11 @@ def actor_objective(config: SACConfig, continuous_dim: int) -> Objective:
     def loss(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Loss:
         observations = batch["observations"]
         with torch.no_grad():
-            features = networks["encoder"](observations, noise.get("dropout"))
-            critic_features = features if "dropout" not in noise else networks["encoder"](observations)
+            dropout = noise.get("dropout")
+            if dropout is None:
+                features = critic_features = networks["encoder"](observations)
+            else:
+                features, critic_features = encoder_of(networks).with_and_without_dropout(observations, dropout)
         actions, log_probs = networks["actor"](features).sample(noise["actions"])
         q = networks["critic"](critic_features, actions).mean(0)  # [B]
         temperature = networks["temperature"]()

@@ -107,8 +107,7 @@ def test_dropout_is_on_the_policy_path_alone(grippers):
     batch = agent.prepare(agent.networks, batch_of(4, grippers), noise)
 
     def losses(**changed):
-        objectives = agent.critic_step + agent.actor_step
-        return {o.name: o.loss(agent.networks, batch, noise | changed).value.item() for o in objectives}
+        return {o.name: o.loss(agent.networks, batch, noise | changed).value.item() for o in agent.objectives}
 
     other = {name: noise[name].flip(0) for name in ("dropout", "next_dropout")}
     plain = losses()

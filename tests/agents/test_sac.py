@@ -190,11 +190,9 @@ def test_shapes_that_do_not_fit_are_named(execution):
         ({"rewards": torch.zeros(8, 1)}, r"field 'rewards' has shape \(8, 1\); this agent takes \(8,\)"),
         ({"actions": torch.zeros(8, 6)}, r"field 'actions' has shape \(8, 6\); this agent takes \(8, 7\)"),
     ):
-        engine._expected = None  # each is the first batch
         with pytest.raises(ValueError, match=message):
             engine.update(batch(**changes))
     incomplete = batch()
     del incomplete["grasp_penalty"]
-    engine._expected = None
     with pytest.raises(ValueError, match="the batch has no grasp_penalty; it holds actions, discounts"):
         engine.update(incomplete)

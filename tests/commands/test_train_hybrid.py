@@ -105,6 +105,25 @@ def test_the_final_model_is_evaluated_by_its_own_command(demos, tmp_path, capsys
     assert video.stat().st_size > 1000
 
 
+def test_replay_on_the_device_trains_and_resumes(demos, tmp_path, capsys):
+    run = tmp_path / "run"
+    flags = [*TINY, "--demo_paths", str(demos), "--save_dir", str(run), "--replay_device", "device"]
+    flags += ["--final_eval_episodes=0", "--eval_interval=0", "--video_episodes=0"]
+    assert train_hybrid.run([*flags, "--pretrain_steps=3", "--synchronous"]) == 0
+    assert re.search(r"replay on the device, as asked: 0.0 GB on cpu", capsys.readouterr().out)
+    assert all(np.isfinite(float(value)) for value in columns(run)["critic_loss"])
+    assert train_hybrid.run([*flags, "--resume", "--max_steps=60"]) == 0
+    first, second = (load_checkpoint(run / f"checkpoint_{step}.pth") for step in (40, 60))
+    assert second["updates"] == 60
+    assert second["engine"]["updates"] == first["engine"]["updates"] + 20
+    weights = zip(first["networks"].values(), second["networks"].values(), strict=True)
+    assert any(not torch.equal(before, after) for before, after in weights)
+    again = tmp_path / "again"
+    assert train_hybrid.run([*flags, "--pretrain_steps=3", "--synchronous", "--save_dir", str(again)]) == 0
+    repeated = load_checkpoint(again / "checkpoint_40.pth")["networks"]
+    assert all(torch.equal(value, repeated[name]) for name, value in first["networks"].items())
+
+
 @pytest.mark.parametrize(
     ("mode", "width"),
     [
@@ -470,7 +489,7 @@ def test_one_interrupt_finishes_the_step_saves_and_exits_cleanly(tmp_path, numbe
         (["--lr", "0"], r"learning_rate is 0\.0"),
         (["--target_update_rate", "2"], r"target_update_rate is 2\.0"),
         (["--temperature_init", "0"], "initial temperature is 0"),
-        (["--execution", "graphed"], "'graphed'.*not available"),
+        (["--execution", "graphed"], "'graphed' captures a CUDA graph"),
         (["--precision", "tf32", "--device", "cpu"], "'tf32' needs a CUDA device"),
         (["--video_episodes=-1"], "video_episodes is -1"),
         (["--device", "gpu"], "device 'gpu' can not be used"),

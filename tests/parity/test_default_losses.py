@@ -36,7 +36,7 @@ class Case:
 
     def loss(self, name, batch=None, noise=None):
         """(loss with gradient, metrics) of one objective."""
-        (objective,) = (o for o in self.agent.critic_step + self.agent.actor_step if o.name == name)
+        (objective,) = (o for o in self.agent.objectives if o.name == name)
         return objective.loss(self.agent.networks, batch or self.batch, noise or self.noise)
 
     def compare_gradients(self, value, recorded, networks):

@@ -41,8 +41,8 @@ MUTATIONS = [
     Mutation(
         "SAME padding before the image instead of after it",
         "networks/resnet10.py",
-        "return total // 2, total - total // 2",
-        "return total - total // 2, total // 2",
+        "F.pad(x, (left, right, top, bottom))",
+        "F.pad(x, (right, left, bottom, top))",
         ("resnet10",),
     ),
     Mutation(
@@ -62,8 +62,8 @@ MUTATIONS = [
     Mutation(
         "a crop of its own for each camera",
         "agents/parts.py",
-        'random_crop(current[key], noise["crop"], config.crop_padding)',
-        'random_crop(current[key], noise["crop"].roll(list(image_keys).index(key), 0), config.crop_padding)',
+        'random_crop(current[key], noise["crop"], padding)',
+        'random_crop(current[key], noise["crop"].roll(list(image_keys).index(key), 0), padding)',
         ("augmentation",),
     ),
     Mutation(

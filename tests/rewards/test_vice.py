@@ -282,7 +282,8 @@ def test_an_agent_learns_from_its_rewards(trained, ends_episode):
     batch = store_of(np.concatenate([coloured(False, 5), coloured(True, 4)])).batch_at(range(8), discount=0.9)
     batch = {k: {n: torch.from_numpy(v) for n, v in x.items()} if isinstance(x, dict) else x for k, x in batch.items()}
     batch = {k: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for k, x in batch.items()}
-    seen = rewarded.prepare(agent.networks, batch, {})
+    noise = agent.draw_noise(torch.Generator(), 8, torch.device("cpu"))
+    seen = rewarded.prepare(agent.networks, batch, noise)
     assert seen["rewards"].tolist() == [0.0] * 4 + [1.0] * 4
     assert seen["discounts"].tolist() == pytest.approx([0.9] * 4 + [0.0 if ends_episode else 0.9] * 4)
     metrics = Engine(rewarded).update(batch)
