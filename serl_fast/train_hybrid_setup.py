@@ -68,12 +68,12 @@ def choose_device(name: str) -> torch.device:
 def default_threads(config: TrainHybridConfig, device: torch.device) -> int:
     """Threads for torch, so that learner and actor do not fight for cores.
 
-    A compiled update of 256-wide MLPs is as fast on one thread as on two (docs/results/update_cpu.md), and a team that
-    outnumbers the free cores waits at its barriers.
+    Beyond two threads the update of 256-wide MLPs gains little (docs/results/update_cpu.md), and a team that outnumbers
+    the free cores waits at its barriers.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // ranks_on_this_machine())
-    wanted = cores - 1 if config.image_keys or device.type != "cpu" else 1
+    wanted = cores - 1 if config.image_keys or device.type != "cpu" else 2
     return max(1, min(wanted, cores - 1))
 
 

@@ -1,7 +1,7 @@
 """What Inductor is given for the CPU instead of operations that are slow there. Nothing else sees these rewrites.
 
 * **Products** go to oneDNN in place of MKL, the other library that torch brings along: MKL leaves the AVX-512 units of
-  AMD's processors unused, and takes twice as long there. A batched product becomes one for each matrix. Where a factor
+  AMD's processors unused, and takes twice as long there. A stack of a few becomes one for each matrix. Where a factor
   is a vector the product becomes a multiplication, and a sum, that are part of the loops around them.
 * **tanh** becomes a quotient of polynomials which is within 4e-7 of it, relatively, everywhere (tested), in a quarter
   of the time of the vector library's, which is exact to one unit in the last place. XLA and Eigen use this quotient,
@@ -26,6 +26,7 @@ LINEAR = torch.ops.mkldnn._linear_pointwise.default  # (x [M, K], weight [N, K],
 PLAIN = (aten.mm.default, aten.bmm.default)
 WITH_BIAS = (aten.addmm.default, aten.baddbmm.default)
 SMALLEST = 8  # fewer rows, columns or terms of a sum: the libraries differ in their overhead alone
+MOST = 16  # matrices of a stack, such as the critics' layers; calls for hundreds of small ones would take longer
 
 # tanh(x) = x P(x^2) / Q(x^2) for |x| <= LIMIT, beyond which float32's tanh is 1; lowest powers first.
 # Source: Eigen, generic_fast_tanh_float; the same constants in XLA's EmitFastTanh.
@@ -93,7 +94,9 @@ def _rewrite_of(node: Node) -> Any:
         return _vector_product
     if not torch.backends.mkldnn.is_available() or min(*left.shape[-2:], right.shape[-1]) < SMALLEST:
         return None
-    return _stacked_product if left.dim() == 3 else _product
+    if left.dim() == 2:
+        return _product
+    return _stacked_product if left.shape[0] <= MOST else None
 
 
 def _call(graph: Graph, operation: Any, *arguments: Any) -> Node:
