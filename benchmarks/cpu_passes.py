@@ -3,7 +3,8 @@
 python -m benchmarks.cpu_passes --output docs/results/cpu_passes.md
 
 Rows add one change after the other: the step as torch compiles it; without dynamo's look at every module before a
-call (``serl_fast.engine.compiling``); with products by oneDNN and a quotient for tanh (``engine.cpu_passes``). The last row is what was not adopted: Inductor's wrapper in C++ instead of Python.
+call (``serl_fast.engine.compiling``); with products by oneDNN and a quotient for tanh (``engine.cpu_passes``). The last
+row is what was not adopted: Inductor's wrapper in C++ instead of Python.
 """
 
 from __future__ import annotations

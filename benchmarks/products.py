@@ -81,7 +81,8 @@ def _through_onednn(func: Any, args: Any, kwargs: Any) -> Callable[[], Any] | No
         return None
     *bias, left, right = args
     few = not batched[func._overloadpacket] or len(left) <= 16  # a call for each of hundreds would take longer
-    if not few or right.shape[-1] == 1 or (bias and bias[0].numel() not in (right.shape[-1], len(right) * right.shape[-1])):
+    width = right.shape[-1]
+    if not few or width == 1 or (bias and bias[0].numel() not in (width, len(right) * width)):
         return None
     if not batched[func._overloadpacket]:
         parts = [(left, right, bias[0] if bias else None)]

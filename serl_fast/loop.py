@@ -262,7 +262,10 @@ class Learner:
 
     def prepare(self, stop: Stop) -> None:
         """Compile, take ``pretrain_steps`` on demonstrations alone, publish the policy: all before anything moves."""
+        if self.engine.execution != "eager":
+            print("compiling the update ...", flush=True)
         self.engine.warm_up(self._reader.blank(self._mixture))
+        self._reported_at = (time.monotonic(), self.engine.updates)  # compiling is not learning
         steps = self.config.pretrain_steps
         if steps and not len(self.demonstrations):
             raise ValueError(f"pretrain_steps is {steps}, but there are no demonstrations; give --demo_paths")

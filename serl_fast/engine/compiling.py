@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import types
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ def compile_function(function: Any) -> Any:
     much as a few matrix products of an update; ``serl_fast.engine.graphs.Watch`` notices where networks change.
     """
     function = _own_code(function)
-    arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+    arguments = inspect.signature(function).parameters
 
     def keep(guards: Sequence[Any]) -> list[bool]:
         return [_root(guard.name) in ("", *arguments) or guard.name.endswith("training") for guard in guards]

@@ -22,7 +22,6 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.fx import Graph, Node, map_arg
 
 aten = torch.ops.aten
-LINEAR = torch.ops.mkldnn._linear_pointwise.default  # (x [M, K], weight [N, K], bias [N]) -> [M, N]; any strides
 PLAIN = (aten.mm.default, aten.bmm.default)
 WITH_BIAS = (aten.addmm.default, aten.baddbmm.default)
 SMALLEST = 8  # fewer rows, columns or terms of a sum: the libraries differ in their overhead alone
@@ -47,7 +46,8 @@ class CpuPasses(CustomGraphPass):
     """Rewrites a traced graph, gradients included, before Inductor lowers it: float32 on the CPU alone."""
 
     def __init__(self) -> None:
-        _keep_strides()
+        if _linear() is not None:
+            _keep_strides()
 
     def __call__(self, graph: Graph) -> None:
         """Rewrite in place."""
@@ -64,6 +64,15 @@ class CpuPasses(CustomGraphPass):
 
 
 @functools.cache
+def _linear() -> Any:
+    """OneDNN's (x [M, K], weight [N, K], bias [N]) -> [M, N], x and weight of any strides; None where it is absent."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    packet = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return None if packet is None else packet.default
+
+
+@functools.cache
 def _keep_strides() -> None:
     """Let Inductor call oneDNN as it is: its own rule first copies the arguments into another layout.
 
@@ -74,8 +83,8 @@ def _keep_strides() -> None:
     from torch._inductor.lowering import lowerings, make_fallback
 
     del registers_the_rule
-    lowerings.pop(LINEAR, None)
-    make_fallback(LINEAR, warn=False, override_decomp=True)
+    lowerings.pop(_linear(), None)
+    make_fallback(_linear(), warn=False, override_decomp=True)
 
 
 def _rewrite_of(node: Node) -> Any:
@@ -92,7 +101,7 @@ def _rewrite_of(node: Node) -> Any:
         return None
     if 1 in (left.shape[-1], right.shape[-1]):
         return _vector_product
-    if not torch.backends.mkldnn.is_available() or min(*left.shape[-2:], right.shape[-1]) < SMALLEST:
+    if _linear() is None or min(*left.shape[-2:], right.shape[-1]) < SMALLEST:
         return None
     if left.dim() == 2:
         return _product
@@ -113,9 +122,8 @@ def _value(node: Any) -> Any:
 def _product(call: Any, *arguments: Node) -> Node:
     *bias, left, right = arguments
     transposed = call(aten.permute.default, right, [1, 0])
-    if bias and _value(bias[0]).dim() != 1:
-        return _plus(call, call(LINEAR, left, transposed, None, "none", [], ""), bias)
-    return call(LINEAR, left, transposed, bias[0] if bias else None, "none", [], "")  # type: ignore[no-any-return]
+    # The bias is added outside: oneDNN reads it as dense whatever its strides, and the loops around have room for it.
+    return _plus(call, call(_linear(), left, transposed, None, "none", [], ""), bias)
 
 
 def _stacked_product(call: Any, *arguments: Node) -> Node:

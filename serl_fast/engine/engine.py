@@ -148,7 +148,12 @@ class Engine:
         given = self._given(batch, updates)
         key = (updates, with_actor and bool(self.agent.actor_step))  # a classifier has one step, compiled once
         metrics: dict[str, Tensor] = {}
-        for of_update in self._runner.run(key, given, self.updates + 1):
+        try:
+            taken = self._runner.run(key, given, self.updates + 1)
+        except BaseException:
+            self._ring.realign()
+            raise
+        for of_update in taken:
             self._ring.note(of_update)
             metrics.update(of_update)
         if updates not in self._expected:

@@ -81,15 +81,16 @@ class CapturedProgram:
     """
 
     def __init__(self, graphs: CudaGraphs, function: Callable[[Batch], list[dict[str, Tensor]]], memory: Batch) -> None:
-        self._inputs = [tensor for _, tensor in leaves(memory)]
+        self._inputs = dict(leaves(memory))
         graphs.warm_up(lambda: function(memory))
         self._replay, self.metrics = graphs.capture(lambda: function(memory))
 
     def __call__(self, batch: Batch) -> list[dict[str, Tensor]]:
         """Copy ``batch`` into place and replay; waits for nothing. The metrics are valid until the next replay."""
-        given = [tensor for _, tensor in leaves(batch)]
-        if given:
-            torch._foreach_copy_(self._inputs, given, non_blocking=True)
+        if self._inputs:
+            given = dict(leaves(batch))  # by name: another batch may have its fields in another order
+            wanted = [given[name] for name in self._inputs]
+            torch._foreach_copy_(list(self._inputs.values()), wanted, non_blocking=True)
         self._replay()
         return self.metrics
 
@@ -119,10 +120,16 @@ class Watch:
         self._parameters = list(networks.parameters())
         self._tensors = [*self._parameters, *networks.buffers()]
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        self._dtypes = [tensor.dtype for tensor in self._tensors]
 
     def replaced(self) -> bool:
-        """Whether a parameter, buffer or network is another one, as after ``load_state_dict(assign=True)``."""
-        return any(slots.get(name) is not held for slots, name, held in self._slots)
+        """Whether a parameter, buffer or network is another one, as after ``load_state_dict(assign=True)``.
+
+        Or is of another dtype, as after ``.half()``.
+        """
+        if any(slots.get(name) is not held for slots, name, held in self._slots):
+            return True
+        return any(tensor.dtype != dtype for tensor, dtype in zip(self._tensors, self._dtypes, strict=True))
 
     def moved(self) -> bool:
         """Whether a tensor is at another address."""

@@ -113,6 +113,10 @@ class MetricsRing:
         if len(self._written) > ROWS:
             del self._written[0]
 
+    def realign(self) -> None:
+        """Let the next update write the row that the host expects, after a call that ended in its middle."""
+        self.position.fill_(self._next)
+
     def request(self, updates: int) -> None:
         """End an interval and ask for its metrics; waits for those of the interval before if they have not arrived."""
         self._collect(wait=True)

@@ -93,9 +93,9 @@ def test_half_precision_compiles_to_the_same(name, precision):
 def test_losses_compiled_one_by_one_equal_eager(name, trace_only, monkeypatch):
     """What an older torch does, which can not trace gradients; VICE's inner gradient must be in its loss's graph."""
     monkeypatch.setattr(engine_module, "can_trace_autograd", lambda: False)
-    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", False, raising=False)
     case = CASES[name]
     updates = min(case.updates, 20)
     eager, _ = train(case, updates=updates)
-    compiled, _ = train(case, "compiled", updates=updates)
+    with torch._dynamo.config.patch(trace_autograd_ops=False):
+        compiled, _ = train(case, "compiled", updates=updates)
     assert max(distance(compiled, eager, case).values()) < EXECUTION_TOLERANCE
