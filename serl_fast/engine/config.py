@@ -23,7 +23,8 @@ class EngineConfig:
 
     Attributes:
         execution: "eager" runs operation by operation; "compiled" runs the whole step as one compiled graph;
-            "graphed" replays the compiled step, noise and source included, as one CUDA graph.
+            "graphed" replays the compiled step, noise and source included, as one CUDA graph. Both keep the Python
+            state (settings, hooks) that they met when they were built.
         precision: "float32"; "tf32" (float32 with TensorFloat-32 products, CUDA); "bfloat16" and "float16" (autocast:
             products and convolutions in 16 bits; weights, Adam, targets and log-probabilities stay float32). "float16"
             scales the losses, see ``serl_fast.engine.guard``.

@@ -87,7 +87,7 @@ class Engine:
         autocast = self.config.autocast(self.device)
         options = StepOptions(autocast, guard=self._guard, average=average, ring=self._ring)
         parts = Parts(agent, self.adam, options, source)
-        self._source = source
+        self._source, self._joint = source, average is not None
         self._runner = Runner(parts, self.config, self.device, self.generator, self._save, self._restore)
         self._expected: dict[int, dict[str, tuple[torch.Size, torch.dtype]]] = {}
         if self.device.type == "cuda":
@@ -170,7 +170,8 @@ class Engine:
         due = self.updates // self._check_interval > before // self._check_interval
         if due and not self._failed.pending:
             self._failed.start()
-        arrived = self._failed.arrived()
+        # Several processes must see it at the same update: behind it they would wait for each other in different calls.
+        arrived = self._failed.arrived(wait=due and self._joint)
         if arrived is not None and int(arrived):
             self.check()
 

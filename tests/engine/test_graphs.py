@@ -72,6 +72,14 @@ def test_replays_equal_eager_updates(name, precision, capsys):
     assert not capsys.readouterr().err
 
 
+def test_a_batch_may_have_its_fields_in_another_order():
+    eager, graphed = engine_of("hybrid", "eager"), engine_of("hybrid", "graphed")
+    for index, batch in enumerate(batches(CASES["hybrid"], 4)):
+        other = dict(reversed(batch.items())) if index else batch
+        expected, found = eager.update(batch)["critic/loss"].item(), graphed.update(other)["critic/loss"].item()
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_block_is_one_replay_and_the_same_to_the_bit():
     eager, graphed = engine_of("sac", "eager"), engine_of("sac", "graphed")
     graphed.warm_up(next(batches(CASES["sac"], 1)), updates=4)
