@@ -24,13 +24,11 @@ from torch import Tensor, nn
 
 from serl_fast.core import Agent, Observations, Policy, require_policy
 from serl_fast.engine.compiling import ExecutionError, compile_function, reason_of
-from serl_fast.engine.config import Execution
+from serl_fast.engine.config import BELOW, Execution
+from serl_fast.engine.graphs import WARM_UP_CALLS
 from serl_fast.engine.snapshot import PolicyPublisher, PolicySnapshot
 
 ALIGNMENT = 64  # bytes, of each observation's start in a block
-WARM_UP_CALLS = 3  # before a capture: libraries allocate their workspaces in the first calls
-
-_BELOW: dict[Execution, Execution] = {"graphed": "compiled", "compiled": "eager"}
 
 Run = Callable[[Observations, Tensor | None], Tensor]
 
@@ -156,7 +154,7 @@ class PolicyRunner:
         failed = f"acting by execution {self.execution!r} failed"
         if self._strict:
             raise ExecutionError(f"{failed} ({reason_of(error)}) and strict execution is on") from error
-        self.execution, self._runs = _BELOW[self.execution], {}
+        self.execution, self._runs = BELOW[self.execution], {}
         print(f"{failed}, going on with {self.execution!r}: {reason_of(error)}", file=sys.stderr, flush=True)
 
     def _call(self, policy: Policy) -> Run:

@@ -12,6 +12,9 @@ import torch
 Execution = Literal["eager", "compiled", "graphed"]
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
+BELOW: dict[Execution, Execution] = {"graphed": "compiled", "compiled": "eager"}
+"""The rung of the ladder that is tried next."""
+
 ACCELERATOR_CHECK_INTERVAL = 100
 CAPTURING_DEVICES = ("cuda",)
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}

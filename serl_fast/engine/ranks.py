@@ -82,7 +82,7 @@ class Ranks:
         return dict(zip(sorted(values), (total / self.size).tolist(), strict=True))
 
     def broadcast(self, value: Any = None) -> Any:
-        """What rank 0 gives, on every rank: any value that pickles."""
+        """What rank 0 gives, on every rank: any value that pickles, for the ranks are processes of one user's job."""
         packed = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8) if self.rank == 0 else None
         size = torch.tensor([0 if packed is None else len(packed)])
         with explained("exchanging data"):

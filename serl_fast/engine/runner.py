@@ -19,11 +19,9 @@ from serl_fast.engine.compiling import (
     graphs_compiled,
     reason_of,
 )
-from serl_fast.engine.config import EngineConfig, Execution
+from serl_fast.engine.config import BELOW, EngineConfig, Execution
 from serl_fast.engine.graphs import CapturedProgram, CudaGraphs, Watch, own_memory
 from serl_fast.engine.programs import Drawn, Parts, Program, build_program, draw, kept_of, rows_of
-
-BELOW: dict[Execution, Execution] = {"graphed": "compiled", "compiled": "eager"}
 
 Key = tuple[int, bool]
 """Number of updates of a call, and whether the last has the actor's objectives."""
