@@ -35,6 +35,8 @@ WAYS = (
 )
 NEEDS_CUDA = ("graphed", "tf32")
 NOT_RUN, NOT_ASKED = "not yet run on a GPU", "not run"
+CONTROL = ("eager", "last digit changed")
+CONTROL_SEEDS = (1, 2, 3)
 
 
 def main() -> int:
@@ -54,6 +56,9 @@ def main() -> int:
         ways = [way for way in ways if way[0] == "eager" or way[1] == "float32"]
     cells: dict[tuple[str, tuple[str, str]], str] = {}
     references = {name: train(CASES[name], "eager", "float32", arguments.updates, device) for name in arguments.agents}
+    for name in arguments.agents:
+        cells[name, CONTROL] = control(CASES[name], references[name], arguments.updates, device)
+        print(f"{name}, {', '.join(CONTROL)}: {cells[name, CONTROL]}", file=sys.stderr)
     for way in sorted(ways, key=lambda way: way[0] != "eager"):  # compilers take their time
         for name in arguments.agents:
             torch._dynamo.reset()  # compiled functions of agents that are done with
@@ -66,13 +71,36 @@ def main() -> int:
     return 0
 
 
-def train(
-    case: Case, execution: str, precision: str, updates: int, device: torch.device
-) -> tuple[Engine, dict[str, list[float]]]:
-    """Train from the same start with the same noise; the engine, and every loss of every update."""
+Trained = tuple[Engine, dict[str, list[float]]]
+
+
+def control(case: Case, reference: Trained, updates: int, device: torch.device) -> str:
+    """The cell of eager runs whose start differs in the last digit: what rounding alone makes of an agent."""
+    runs = [train(case, "eager", "float32", updates, device, changed=seed) for seed in CONTROL_SEEDS]
+    parameters = max(max(distance(engine, reference[0], case).values()) for engine, _ in runs)
+    return f"{parameters:.2g} / {max(difference(losses, reference[1]) for _, losses in runs):.2g}"
+
+
+def change_last_digit(engine: Engine, seed: int) -> None:
+    """Multiply every trained parameter by 1 or by 1 plus or minus 2^-23, the distance to float32's next number."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in engine.agent.networks.parameters():
+            if parameter.requires_grad:
+                signs = torch.randint(-1, 2, parameter.shape, generator=generator)
+                parameter.mul_((1 + signs * 2.0**-23).to(parameter.device))
+
+
+def train(case: Case, execution: str, precision: str, updates: int, device: torch.device, changed: int = 0) -> Trained:
+    """Train from the same start with the same noise; the engine, and every loss of every update.
+
+    ``changed`` other than 0 is a seed for ``change_last_digit``.
+    """
     torch.manual_seed(0)
     config = EngineConfig(execution, precision, strict=True)  # type: ignore[arg-type]
     engine = Engine(case.build(), config, seed=5, device=device)
+    if changed:
+        change_last_digit(engine, changed)
     if precision == "float16":
         state = engine.state_dict()
         state["loss_scaling"]["loss_scale"].fill_(2.0**5)
@@ -117,10 +145,11 @@ def page(
             for precision, (states, cameras) in PRECISION_TOLERANCE.items()
         ),
     ]
-    header = [" ".join(way) for way in WAYS]
+    ways = (CONTROL, *WAYS)
+    header = [" ".join(way) for way in ways]
     rows = [["agent", *header], ["---"] * (1 + len(header))]
     for name in agents:
-        row = [cells.get((name, way), NOT_RUN if set(way) & set(NEEDS_CUDA) else NOT_ASKED) for way in WAYS]
+        row = [cells.get((name, way), NOT_RUN if set(way) & set(NEEDS_CUDA) else NOT_ASKED) for way in ways]
         rows.append([name, *row])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"""# Executions and precisions side by side
