@@ -13,18 +13,21 @@ IMAGE_KEYS ?=
 # Further flags of train_hybrid, for example ARGS="--max_steps 300 --batch_size 32".
 ARGS   ?=
 FUZZ_SECONDS ?= 600
-# Has torch for CUDA, triton, numpy, pytest, pybind11, scikit-build-core, cmake and ninja; nothing is downloaded.
+# Has torch for CUDA, triton, numpy, pytest, pytest-benchmark, pybind11, scikit-build-core, cmake and ninja; nothing is downloaded.
 GPU_PYTHON ?= $(PYTHON)
-PEERS  ?= $(BIN)/python
+# Interpreters that have other packages, with ":" between them; see benchmarks/bench_peers.py.
+PEERS  ?=
+# Revision that bench-compare measures beside this tree.
+REF    ?= main
 empty  :=
 DEMOS  := runs/demonstrations/$(notdir $(ENV))_20$(subst $(empty) ,,$(addprefix _,$(IMAGE_KEYS))).pkl
 CAMERA_FLAGS := $(if $(IMAGE_KEYS),--image_keys $(IMAGE_KEYS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test nightly lint format type test-cpp sanitize fuzz parity bench peers gpu-check clean
+.PHONY: help setup train test nightly lint format type test-cpp sanitize fuzz parity bench bench-compare peers gpu-check clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(READY) ## create .venv and install everything in it, the extension built
 
@@ -45,7 +48,7 @@ test: $(READY) test-cpp ## run every test: native, then Python
 	$(BIN)/python -m pytest
 
 nightly: $(READY) test-cpp ## 10 000 property programs and stress tests of a minute each (about 10 minutes)
-	$(BIN)/python -m pytest -m nightly tests/replay
+	$(BIN)/python -m pytest -m nightly tests/replay tests/benchmarks
 	build/native/csrc/tests/store_threads_test 60
 
 lint: $(READY) ## ruff, mypy, import contracts, clang-format, through pre-commit
@@ -83,14 +86,31 @@ fuzz: $(READY) ## libFuzzer on the files of a store (FUZZ_SECONDS=600); needs cl
 	mkdir -p build/fuzz/corpus
 	build/fuzz/csrc/fuzz/open_store_fuzzer -max_total_time=$(FUZZ_SECONDS) -timeout=20 build/fuzz/corpus
 
-peers: $(READY) ## the replay store beside other packages (PEERS=python with benchmarks/peers.txt installed)
-	$(PEERS) -m benchmarks.replay_peers --output docs/results/replay_peers.md
+peers: $(READY) $(if $(PEERS),,build/peers/.ready build/reverb/.ready) ## this project beside other packages (PEERS=python that has them; else made)
+	$(BIN)/python -m benchmarks --suite peers --peers $(or $(PEERS),build/peers/bin/python:build/reverb/bin/python) $(ARGS)
+
+build/peers/.ready: pyproject.toml
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	build/peers/bin/python -m pip install --quiet "$(TORCH)"
+	build/peers/bin/python -m pip install --quiet --group peers
+	build/peers/bin/python -m pip install --quiet --no-deps --group peers-lerobot
+	touch $@
+
+build/reverb/.ready: pyproject.toml
+	$(PYTHON) -m venv build/reverb
+	build/reverb/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	build/reverb/bin/python -m pip install --quiet --group peers-reverb
+	touch $@
 
 parity: $(READY) ## compare with the recordings of the original (SERL_FAST_GOLDEN=../shared/golden)
 	$(BIN)/python -m tests.parity.check $(or $(SERL_FAST_GOLDEN),../shared/golden)/*
 
-bench: $(READY) ## benchmarks, each beside its eager or NumPy twin
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=group
+bench: $(READY) ## the benchmark suite: table and pictures in benchmarks/results (ARGS="--quick", "--full", "--peers PYTHON")
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-compare: $(READY) ## this tree beside another revision (REF=main); fails where it lost more than 10 % of its speed
+	$(BIN)/python -m benchmarks regression --ref $(REF) $(ARGS)
 
 gpu-check: ## every GPU test and the ladder of executions, with GPU_PYTHON's torch, into benchmarks/results (10 minutes)
 	$(GPU_PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps -e .

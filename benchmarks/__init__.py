@@ -1,1 +1,1 @@
-"""Benchmarks: ``make bench`` for regressions, ``python -m benchmarks.<name>`` for the numbers in docs/results."""
+"""The benchmark suite, ``python -m benchmarks``; further figures in docs/results by ``python -m benchmarks.<name>``."""

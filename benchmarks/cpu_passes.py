@@ -38,7 +38,7 @@ class CpuPassesConfig:
     """Flags of ``benchmarks.cpu_passes``.
 
     Attributes:
-        workloads: of ``benchmarks.update``.
+        workloads: of benchmarks/workloads.py.
         threads: torch's threads.
         rounds: of each row.
         seconds: of one round.

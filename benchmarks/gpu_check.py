@@ -2,9 +2,10 @@
 
 make gpu-check
 
-Needs torch, triton, numpy, pytest and the built extension; no network, no simulator. The results go to
-``benchmarks/results/<gpu>_<date>.json`` and ``.md``, and the tables to the terminal. What there was no time for is said
-in a row, and so is what failed. Not yet run on a CUDA device.
+Needs torch, triton, numpy, pytest, pytest-benchmark and the built extension; no network, no simulator. The results go
+to a folder of ``benchmarks/results``: results.json and report.md are the suite's (`python -m benchmarks`), check.json
+and check.md hold the tests and the profile. What there was no time for is said in a row, and so is what failed. Not yet
+run on a CUDA device.
 """
 
 from __future__ import annotations
@@ -12,32 +13,40 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu_profile import Profile, device_limits, profile
+import benchmarks.bench_update  # noqa: F401  # enters its cases
+from benchmarks import plots, report
+from benchmarks.gpu_profile import Profile, profile
+from benchmarks.limits import measured
 from benchmarks.machine import machine, markdown
-from benchmarks.update import UpdateBenchmarkConfig, measure_all, table
+from benchmarks.measure import Measurements, Outcome, described
+from benchmarks.results import FOLDER, Results, new_folder
+from benchmarks.suite import REGISTRY, Run
 from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).parent.parent
 TESTS_SECONDS = 270.0
 ALL_SECONDS = 560.0
-SHORTEST_WORKLOAD = 60.0  # seconds; with less left none is begun
+SHORTEST_CASE = 60.0  # seconds; with less left none is begun
 LADDER = (
-    ("state", ("eager", "compiled", "graphed"), ("float32", "tf32")),
-    ("pixels", ("eager", "graphed"), ("bfloat16",)),
-    ("pixels_cached", ("graphed",), ("bfloat16",)),
-    ("rlpd", ("eager", "graphed"), ("tf32",)),
-    ("hybrid", ("eager", "graphed"), ("float32", "bfloat16")),
+    "update/step[state-256-float32]",
+    "update/step[pixels-256-bfloat16]",
+    "update/step[state-256-tf32]",
+    "update/step[hybrid-256-float32]",
+    "update/step[pixels_cached-256-bfloat16]",
+    "update/step[rlpd-256-tf32]",
+    "update/step[hybrid-256-bfloat16]",
 )
+"""Of benchmarks/bench_update.py, in the order of what is most worth knowing."""
 PROFILE_HEADER = (
     "workload",
     "precision",
@@ -47,7 +56,6 @@ PROFILE_HEADER = (
     "gaps > 20 us",
     "longest gap, us",
     "waits",
-    "peak memory, graphed / eager",
 )
 PROFILED = (("state", "float32"), ("pixels", "bfloat16"))
 
@@ -93,89 +101,88 @@ def run_tests(seconds: float) -> dict[str, Any]:
     return {"status": status, "seconds": time.monotonic() - start, "output": lines[-200:]}
 
 
-def run_ladder(deadline: Deadline, device: str, rounds: int) -> tuple[list[str], list[dict[str, Any]]]:
-    """Tables and rows of every workload there is time for."""
-    parts, rows = [], []
-    for name, executions, precisions in LADDER:
-        title = f"### {WORKLOADS[name]}"
-        if deadline.left() <= SHORTEST_WORKLOAD:
-            parts.append(f"{title}\n\nnot run: no time was left")
+def run_ladder(deadline: Deadline, run: Run, ids: Sequence[str] = LADDER) -> list[Outcome]:
+    """The suite's cases of these ids, as far as there is time."""
+    found: list[Outcome] = []
+    measurements = Measurements(run)
+    for name in ids:
+        instance = REGISTRY[name]
+        if deadline.left() <= SHORTEST_CASE:
+            found.append(Outcome.of(instance))
+            found[-1].missing = dict.fromkeys(instance.variants, "not run: no time was left")
             continue
-        config = UpdateBenchmarkConfig((name,), (0,), executions, precisions, device, rounds, 0.3)
-        try:
-            found = measure_all(WORKLOADS[name], config)
-        except Exception as error:  # the other workloads are still worth knowing
-            parts.append(f"{title}\n\nfailed: {first_line(error)}")
-            continue
-        parts.append("#" + table(WORKLOADS[name], found))
-        rows += [row._asdict() for row in found]
-    return parts, rows
+        found.append(measurements.outcome(instance))
+        print(f"{name}: {found[-1].took:.0f} s", flush=True)
+    return found
 
 
-def run_profiles(deadline: Deadline) -> tuple[list[str], dict[str, Any]]:
-    """Kernels, gaps and waits of the graphed step, and its memory beside the eager one's."""
+def run_profiles(deadline: Deadline) -> tuple[str, dict[str, Any]]:
+    """Kernels, gaps and waits of the graphed step: a table, and its numbers."""
     lines, found = [f"| {' | '.join(PROFILE_HEADER)} |", "|" + " --- |" * len(PROFILE_HEADER)], {}
     for name, precision in PROFILED:
         if deadline.left() < 30:
             lines.append(f"| {name} | {precision} | not run: no time was left |")
             continue
         try:
-            graphed, memory = _with_peak(lambda n=name, p=precision: _profiled(n, p))
-            eager_memory = _with_peak(lambda n=name, p=precision: _warm(n, "eager", p))[1]
-        except Exception as error:
-            lines.append(f"| {name} | {precision} | failed: {first_line(error)} |")
+            graphed = _profiled(name, precision)
+        except Exception as error:  # the rest is still worth knowing
+            lines.append(f"| {name} | {precision} | {described(error)} |")
             continue
-        found[f"{name} {precision}"] = graphed._asdict() | {"peak": memory, "eager peak": eager_memory}
+        found[f"{name} {precision}"] = graphed._asdict()
         numbers = (graphed.kernels, 1e6 * graphed.busy, 1e6 * graphed.span, graphed.gaps, 1e6 * graphed.longest_gap)
-        cells = [name, precision, *(f"{number:.0f}" for number in numbers), str(graphed.waits)]
-        lines.append(f"| {' | '.join(cells)} | {memory / max(eager_memory, 1):.2f} |")
+        lines.append(f"| {' | '.join([name, precision, *(f'{n:.0f}' for n in numbers), str(graphed.waits)])} |")
         lines += [f"| | {1e6 * seconds:.1f} us | {kernel[:90]} |" for kernel, seconds in graphed.slowest.items()]
-    return ["\n".join(lines)], found
+    return "\n".join(lines), found
 
 
 def _profiled(name: str, precision: str) -> Profile:
-    return profile(_warm(name, "graphed", precision))
-
-
-def _warm(name: str, execution: str, precision: str) -> Callable[[], Any]:
     workload = WORKLOADS[name]
-    call = workload.call(workload.engine(execution, precision, "cuda"))  # type: ignore[arg-type]
+    call: Callable[[], Any] = workload.call(workload.engine("graphed", precision, "cuda"))  # type: ignore[arg-type]
     for _ in range(5):
         call()
     torch.cuda.synchronize()
-    return call
+    return profile(call)
 
 
-def _with_peak(function: Callable[[], Any]) -> tuple[Any, int]:
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    result = function()
-    return result, torch.cuda.max_memory_allocated()
+def has_failed(cases: Sequence[Outcome]) -> bool:
+    """Whether a case or a variant is missing because of an error."""
+    return any(case.failed or any(why.startswith("failed: ") for why in case.missing.values()) for case in cases)
 
 
-def first_line(error: BaseException) -> str:
-    """Of a message that may have hundreds."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
-
-
-def gpu_state() -> str:
-    """Driver, power limit and clocks, as the driver's own tool reports them; nothing is changed."""
-    query = "driver_version,power.limit,clocks.max.sm,clocks.sm,temperature.gpu,memory.total"
+def write(results: Results, check: dict[str, Any], profiles: str, folder: Path) -> str:
+    """The suite's files and the check's own; the pages, for the terminal."""
+    results.save(folder)
     try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True
-        )
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+        pictures = plots.draw(results, folder)
+    except ImportError as error:
+        pictures = []
+        print(error)
+    page = report.report(results, pictures)
+    (folder / "report.md").write_text(page, encoding="utf-8")
+    tests = check["tests"]
+    own = "\n\n".join(
+        [
+            f"# GPU check: {results.machine['GPU']}",
+            f"```\n{results.command}\n```",
+            markdown(results.machine),
+            "## Tests",
+            f"status {tests['status']}: {tests['output'][-1]}" if tests["output"] else "not run",
+            "## Profile of the graphed step",
+            profiles,
+            "Rates, limits and memory are in [the report](report.md).",
+        ]
+    )
+    (folder / "check.md").write_text(own + "\n", encoding="utf-8")
+    (folder / "check.json").write_text(json.dumps(check, indent=1, default=str) + "\n", encoding="utf-8")
+    return f"{page}\n{own}\n\n{folder}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the check; 0 if every test passed and every row was measured, 1 if something failed, 2 without a GPU."""
+    """Run the check; 0 if every test passed and no case failed, 1 if something failed, 2 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder that gets the folder of the results")
     parser.add_argument("--seconds", type=float, default=ALL_SECONDS, help="that all of it may take")
-    parser.add_argument("--rounds", type=int, default=5, help="of every row of the ladder")
+    parser.add_argument("--rounds", type=int, default=7, help="of every row of the ladder")
     parser.add_argument("--skip_tests", action="store_true", help="measure only")
     flags = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -183,36 +190,19 @@ def main(argv: list[str] | None = None) -> int:
             "there is no CUDA device (torch.cuda.is_available() is false), so nothing was run and nothing was written"
         )
         return 2
-    deadline = Deadline(flags.seconds)
-    block = machine("cuda") | {"GPU state": gpu_state()}
-    print(markdown(block), flush=True)
-    tests = {"status": 0, "skipped": True} if flags.skip_tests else run_tests(min(TESTS_SECONDS, deadline.left()))
-    limits = device_limits()
-    ladder, rows = run_ladder(deadline, "cuda", flags.rounds)
+    start, deadline = time.monotonic(), Deadline(flags.seconds)
+    run = Run("cuda", "normal", flags.rounds, 0.2)
+    results = Results(machine("cuda"), asdict(run), "make gpu-check")
+    print(markdown(results.machine), flush=True)
+    tests: dict[str, Any] = {"status": 0, "output": []}
+    if not flags.skip_tests:
+        tests = run_tests(min(TESTS_SECONDS, deadline.left()))
+    results.limits = {each.name: each.as_json() for each in measured("cuda", quick=True)}
+    results.cases = run_ladder(deadline, run)
     profiles, profiled = run_profiles(deadline)
-    name = re.sub(r"[^A-Za-z0-9]+", "-", block["GPU"]).strip("-").lower() + "_" + block["date"]
-    text = "\n\n".join(
-        [
-            f"# GPU check: {block['GPU']}",
-            "```\nmake gpu-check\n```",
-            markdown(block),
-            "## Tests",
-            "not run" if flags.skip_tests else f"status {tests['status']}, {tests['output'][-1:]}",
-            "## What the device reaches",
-            "\n".join(f"* {key}: {value:.3g}" for key, value in limits.items()),
-            "## Updates per second",
-            *ladder,
-            "## Profile of the graphed step",
-            *profiles,
-        ]
-    )
-    flags.output.mkdir(parents=True, exist_ok=True)
-    everything = {"machine": block, "tests": tests, "limits": limits, "ladder": rows, "profiles": profiled}
-    (flags.output / f"{name}.json").write_text(json.dumps(everything, indent=1, default=str) + "\n")
-    (flags.output / f"{name}.md").write_text(text + "\n")
-    print(text)
-    failed = tests["status"] != 0 or "failed:" in text or any(row["missing"] for row in rows)
-    return int(failed)
+    results.seconds = time.monotonic() - start
+    print(write(results, {"tests": tests, "profiles": profiled}, profiles, new_folder(results.machine, flags.output)))
+    return int(tests["status"] != 0 or has_failed(results.cases) or "failed: " in profiles)
 
 
 if __name__ == "__main__":

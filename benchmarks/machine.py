@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -14,18 +15,36 @@ QUIET = 0.3  # cores; above it a library whose threads spin for each other can b
 
 
 def machine(device: str = "cpu") -> dict[str, str]:
-    """CPU, cores, GPU where ``device`` is one, versions, commit and date, by name."""
-    gpu = {"GPU": torch.cuda.get_device_name(device), "CUDA": str(torch.version.cuda)} if device != "cpu" else {}
-    return gpu | {
+    """CPU, cores, GPU with its driver and power limit where ``device`` is one, versions, commit and date, by name."""
+    block = {}
+    if device != "cpu":
+        block = {"GPU": torch.cuda.get_device_name(device), "CUDA": str(torch.version.cuda)} | gpu_state()
+    return block | {
         "CPU": _cpu_model(),
         "cores": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}",
+        "threads of torch": str(torch.get_num_threads()),
+        "memory": _memory(),
         "load average at the start": f"{os.getloadavg()[0]:.1f}",
         "system": platform.platform(),
         "Python": platform.python_version(),
         "torch": f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}",
-        "commit": _commit(),
+        **{name: _version(name) for name in ("numpy", "triton", "serl-fast")},
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def gpu_state() -> dict[str, str]:
+    """Driver, power limit, largest clock and memory, as nvidia-smi reports them; nothing is changed."""
+    query = {"driver": "driver_version", "power limit": "power.limit", "SM clock at most": "clocks.max.sm",
+             "GPU memory": "memory.total"}  # fmt: skip
+    try:
+        command = ["nvidia-smi", f"--query-gpu={','.join(query.values())}", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {"driver": "unknown (no nvidia-smi)"}
+    first = next(iter(done.stdout.strip().splitlines()), "")
+    return dict(zip(query, (part.strip() for part in first.split(",")), strict=False))
 
 
 def markdown(block: dict[str, str]) -> str:
@@ -62,8 +81,22 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor()
 
 
-def _commit() -> str:
-    folder = Path(__file__).parent
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    except (AttributeError, ValueError, OSError):
+        return "unknown"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def commit(folder: Path = Path(__file__).parent) -> str:
+    """Twelve digits of the revision that ``folder`` is of, "with changes" where its files are not that revision's."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -1,15 +1,17 @@
-"""The updates that are measured: SAC and RLPD from the state, SAC from two cameras and from their cached features."""
+"""The updates that are measured: SAC, RLPD and hybrid SAC from states; SAC, DrQ and cached features of two cameras."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from serl_fast.agents.cached_features import with_cached_features
+from serl_fast.agents.drq import drq
 from serl_fast.agents.hybrid_sac import hybrid_sac
 from serl_fast.agents.sac import sac
 from serl_fast.agents.sac_config import SACConfig
@@ -46,32 +48,47 @@ class Workload:
     Attributes:
         name: for the command line.
         title: what is computed.
-        agent: makes it; weights come from torch's global generator.
+        agent: makes it, with changes of its ``SACConfig``; weights come from torch's global generator.
         state_dim: P of the observations.
         batch_size: rows B of one gradient step.
         image: shape of what each camera gives; None without cameras.
         cached: cameras give features, float16 as bytes, in place of images.
         updates: gradient steps U of one call; the actor's objectives are part of the last.
+        changes: of the agent's ``SACConfig``.
     """
 
     name: str
     title: str
-    agent: Callable[[], Agent]
+    agent: Callable[..., Agent]
     state_dim: int
     batch_size: int
     image: tuple[int, ...] | None = None
     cached: bool = False
     updates: int = 1
+    changes: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.title}, state {self.state_dim}, action {ACTION_DIM}, batch {self.batch_size}"
 
+    def changed(self, **changes: Any) -> Workload:
+        """The same with other settings of its agent."""
+        return replace(self, changes={**self.changes, **changes})
+
+    def small(self) -> Workload:
+        """The same as small as it gets, for tests."""
+        return replace(self, batch_size=2, updates=min(self.updates, 2)).changed(hidden_widths=(16, 16))
+
     def engine(
-        self, execution: Execution, precision: Precision = "float32", device: torch.device | str = "cpu"
+        self,
+        execution: Execution,
+        precision: Precision = "float32",
+        device: torch.device | str = "cpu",
+        *,
+        strict: bool = False,
     ) -> Engine:
         """A fresh agent; nothing is compiled before the first update."""
         torch.manual_seed(0)
-        return Engine(self.agent(), EngineConfig(execution, precision), device=device)
+        return Engine(self.agent(**self.changes), EngineConfig(execution, precision, strict), device=device)
 
     def batch(self, device: torch.device | str = "cpu") -> Batch:
         """Random transitions, U * B rows."""
@@ -109,21 +126,32 @@ def _map(tree: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
     return {key: _map(v, function) if isinstance(v, dict) else function(v) for key, v in tree.items()}
 
 
-def _pixels() -> Agent:
-    return sac(14, ACTION_DIM, CAMERAS)
+def _pixels(**changes: Any) -> Agent:
+    return sac(14, ACTION_DIM, CAMERAS, SACConfig(**changes))
 
 
 _ALL = (
     Workload(
-        "state", "SAC, 2 critics of 2 x 256, relu, no LayerNorm", lambda: sac(32, ACTION_DIM, config=TEXTBOOK), 32, 256
+        "state",
+        "SAC, 2 critics of 2 x 256, relu, no LayerNorm",
+        lambda **changes: sac(32, ACTION_DIM, config=replace(TEXTBOOK, **changes)),
+        32,
+        256,
     ),
     Workload(
         "rlpd",
         "RLPD, 10 critics with LayerNorm, targets from 2, 20 critic updates and one of the actor",
-        lambda: sac(32, ACTION_DIM, config=SACConfig.rlpd()),
+        lambda **changes: sac(32, ACTION_DIM, config=SACConfig.rlpd(**changes)),
         32,
         256,
         updates=20,
+    ),
+    Workload(
+        "hybrid",
+        "HIL-SERL's hybrid SAC, 2 critics of 2 x 256, grasp critic",
+        lambda **changes: hybrid_sac(21, 1, config=SACConfig(**changes)),
+        21,
+        256,
     ),
     Workload(
         "pixels",
@@ -134,14 +162,21 @@ _ALL = (
         image=(128, 128, 3),
     ),
     Workload(
+        "pixels_trained",
+        "DrQ, 2 cameras of 128 x 128, a small CNN trained for each, 10 critics, random crops",
+        lambda **changes: drq(14, ACTION_DIM, CAMERAS, SACConfig.drq(**changes)),
+        14,
+        64,
+        image=(128, 128, 3),
+    ),
+    Workload(
         "pixels_cached",
-        f"the same with a feature cache of {CROPS} crops",
-        lambda: with_cached_features(_pixels(), CROPS),
+        f"SAC, 2 cameras, frozen ResNet-10, a feature cache of {CROPS} crops",
+        lambda **changes: with_cached_features(_pixels(**changes), CROPS),
         14,
         64,
         image=FEATURES,
         cached=True,
     ),
-    Workload("hybrid", "HIL-SERL's hybrid SAC, 2 critics of 2 x 256, grasp critic", lambda: hybrid_sac(21, 1), 21, 256),
 )
 WORKLOADS = {workload.name: workload for workload in _ALL}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from serl_fast.errors import MissingExtraError, require
 
 BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+
+HEAD_START = 2.0  # s: torchrun ends all processes when the first one ends, and rank 0 is to be heard
 
 Config = TypeVar("Config")
 
@@ -25,6 +30,8 @@ def parse(
 ) -> Config:
     """Parse ``argv`` into ``config``.
 
+    Of processes that torchrun started, which all have the same flags, the first alone says what is wrong with them.
+
     Flags are the field names with underscores (hyphens work too). A boolean is set by ``--flag``, ``--no_flag``,
     ``--flag=True`` or ``--flag False``. ``--preset NAME`` replaces defaults; flags given explicitly win.
 
@@ -35,14 +42,36 @@ def parse(
         presets: default values by preset name.
     """
     tyro = require("tyro", "sim")
-    arguments = plain_booleans(config, list(sys.argv[1:] if argv is None else argv))
-    default = None
-    if presets:
-        chosen = _option(arguments, "preset")
-        if chosen is not None and chosen in presets:
-            default = config(**presets[chosen])
-    parsed: Config = tyro.cli(config, args=arguments, description=description, default=default, use_underscores=True)
+    with _said_once():
+        arguments = plain_booleans(config, list(sys.argv[1:] if argv is None else argv))
+        default = None
+        if presets:
+            chosen = _option(arguments, "preset")
+            if chosen is not None and chosen in presets:
+                default = config(**presets[chosen])
+        parsed: Config = tyro.cli(
+            config, args=arguments, description=description, default=default, use_underscores=True
+        )
     return parsed
+
+
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """Print nothing on other ranks than 0, and end there with the status with which :func:`main` ends rank 0."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    status: str | int | None = None
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+        return
+    except SystemExit as ended:
+        status = ended.code
+    except ValueError:
+        status = 2
+    time.sleep(HEAD_START)
+    raise SystemExit(status)
 
 
 def plain_booleans(config: type[Any], arguments: list[str]) -> list[str]:

@@ -51,6 +51,7 @@ class DeviceSource(Protocol):
         """The rows of all updates, [U * B, ...]; those of update u are u * B to (u + 1) * B.
 
         A function of ``noise`` and of the source's own tensors, which keep their addresses while their values change.
+        A source that replaces them all the same, between two steps, has an attribute ``generation`` that counts it.
         It reads nothing on the host, can be traced, and returns the same shapes every time.
         """
 

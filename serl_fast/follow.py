@@ -1,9 +1,9 @@
 """Learning by several processes: rank 0 acts and leads, the others hold copies of the replay stores and follow.
 
-Every round of rank 0's learner begins with a header for all: what to do, and how many bytes of new transitions come
-behind it. The transitions follow, every rank appends them, draws its own rows and takes the update, in which the
-gradients are averaged (``serl_fast.engine.ranks``). So a rank never waits for another rank's environment, nothing but
-rank 0 decides anything, and the stores hold the same rows in the same order.
+Every round of rank 0's learner begins with a header for all: what to do, with how many updates, and how many new
+transitions come behind it. These follow, every rank appends them, draws its own rows and takes the update or the block
+of updates, in which the gradients are averaged (``serl_fast.engine.ranks``). So a rank never waits for another rank's
+environment, nothing but rank 0 decides anything, and the stores hold the same rows in the same order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from serl_fast.engine import NonFiniteLossError
 from serl_fast.engine.ranks import RankError, Ranks, explained
 from serl_fast.loop import Appends, Learner
 from serl_fast.replay import Mixture
-from serl_fast.schedule import Stop
 
 HEARTBEAT = 1.0  # s between two headers while there is nothing to learn
 
@@ -35,7 +34,8 @@ class Order(enum.IntEnum):
     WARM_UP = 1
     UPDATE = 2
     UPDATE_ON_DEMONSTRATIONS = 3
-    END = 4
+    REPORT_REST = 4
+    END = 5
 
 
 class ForwardedStore:
@@ -78,11 +78,6 @@ class SharedLearner(Learner):
         online, demonstrations = (ForwardedStore(store, i, self._pending) for i, store in enumerate(self._stores))
         return online, demonstrations
 
-    def prepare(self, stop: Stop) -> None:
-        """See :meth:`Learner.prepare`; the others warm up at the same time, for the step waits for all of them."""
-        self._order(Order.WARM_UP)
-        super().prepare(stop)
-
     def obey(self, inspect: Callable[[NonFiniteLossError], object]) -> None:
         """Do what rank 0 says until it says that this is the end.
 
@@ -94,22 +89,23 @@ class SharedLearner(Learner):
             RankError: another rank ended or does not answer.
         """
         while True:
-            order, size = self.ranks.header([0, 0])
+            order, updates, transitions = self.ranks.header([0, 0, 0])
             # Of rank 0's own making: the ranks are processes of one job, started together by one user.
-            for packed in self.ranks.broadcast() if size else ():
+            for packed in self.ranks.broadcast() if transitions else ():
                 place, transition, continues = pickle.loads(packed)
                 self._stores[place].append(transition, continues)
             if order == Order.WARM_UP:
-                with explained("warming up"):
-                    self.engine.warm_up(self._reader.blank(self._mixture))
+                self._warm_up(updates)
             elif order in (Order.UPDATE, Order.UPDATE_ON_DEMONSTRATIONS):
                 try:
-                    self._update(self._mixture if order == Order.UPDATE else self._demonstrations_only)
-                    self._after_update()
+                    self._update(self._mixture if order == Order.UPDATE else self._demonstrations_only, updates)
+                    self._after_update(updates)
                 except NonFiniteLossError as error:
                     if not self._failed:
                         inspect(error)
                     self._failed = True
+            elif order == Order.REPORT_REST:
+                super().report_rest()
             elif order == Order.END:
                 self._compare()
                 return
@@ -125,29 +121,41 @@ class SharedLearner(Learner):
                 print(f"after the last update: {error}", file=sys.stderr, flush=True)
         self.ranks.close()
 
-    def _update(self, source: Mixture) -> None:
+    def _warm_up(self, updates: int) -> None:
+        """See :meth:`Learner.prepare`; the others warm up at the same time, for the step waits for all of them."""
+        if self.ranks.rank == 0:
+            self._order(Order.WARM_UP, updates)
+        with explained("warming up"):
+            super()._warm_up(updates)
+
+    def _update(self, source: Mixture, updates: int) -> None:
         leads = self.ranks.rank == 0
         if leads:
-            self._order(Order.UPDATE if source is self._mixture else Order.UPDATE_ON_DEMONSTRATIONS)
+            self._order(Order.UPDATE if source is self._mixture else Order.UPDATE_ON_DEMONSTRATIONS, updates)
         try:
             with explained("averaging gradients"):
-                super()._update(source)
+                super()._update(source, updates)
         except BaseException as error:
             self._failed = self._failed or leads
             # Behind a failure within a step the ranks are not at the same place: the others must not be given orders.
             self._broken = not isinstance(error, NonFiniteLossError)
             raise
 
-    def _newest_metrics(self) -> dict[str, float] | None:
+    def report_rest(self) -> None:
+        """See :meth:`Learner.report_rest`; the others give their part of the means."""
+        self._order(Order.REPORT_REST)
+        super().report_rest()
+
+    def _newest_metrics(self, wait: bool = True) -> dict[str, float] | None:
         """Means over ranks, of which all must ask at the same update: these wait for the device."""
         interval = self.engine.newest_metrics(wait=True)
         return None if interval is None else self.ranks.mean(interval.metrics)
 
-    def _order(self, order: Order) -> None:
+    def _order(self, order: Order, updates: int = 0) -> None:
         """Tell the others what to do, and send what the actor has done meanwhile."""
         packed = [self._pending.popleft() for _ in range(len(self._pending))]
         try:
-            self.ranks.header([order, len(packed)])
+            self.ranks.header([order, updates, len(packed)])
             if packed:
                 self.ranks.broadcast(packed)
         except RankError:

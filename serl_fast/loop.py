@@ -2,11 +2,13 @@
 
 One environment step: act, step the environment, record the EXECUTED action, append to the online store; a step that a
 human or scripted operator took goes to the demonstrations too. One learner step: sample half and half, update, and
-every ``steps_per_update`` updates publish a numbered snapshot of the policy.
+every ``steps_per_update`` updates publish a numbered snapshot of the policy. The learner takes all updates from one
+with the actor to the next as one block, drawn and prepared together, and single ones where that is too many.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from serl_fast.engine import Engine, NonFiniteLossError, PolicyPublisher, Policy
 from serl_fast.envs import executed_action, make_transition
 from serl_fast.evaluation import EvaluationResult, evaluate, succeeded
 from serl_fast.replay import Mixture, ReplayStore
-from serl_fast.schedule import Counters, LoopConfig, Stop
+from serl_fast.schedule import Counters, LoopConfig, Stop, crossed
 
 Report = Callable[[dict[str, float]], None]
 
@@ -170,12 +172,21 @@ class Actor:
             return self._random.uniform(space.low, space.high).astype(np.float32)
         return self.runner.act(observation)
 
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether it is time for an evaluation; at the end of a run, whether one is missing."""
+        if self.eval_env is None or not self.config.eval_interval:
+            return False
+        return self.counters.updates >= self._next_evaluation
+
     def _evaluate_if_due(self) -> None:
-        config = self.config
-        if self.eval_env is None or not config.eval_interval or self.counters.updates < self._next_evaluation:
+        if not self.evaluation_due:
             return
-        self._next_evaluation = self.counters.updates + config.eval_interval
+        config, began = self.config, self.counters.updates
         result = self._run_evaluation(config.eval_episodes)
+        if len(result.successes) < config.eval_episodes:  # the run ends meanwhile, and the evaluation is still due
+            return
+        self._next_evaluation = began + config.eval_interval
         threshold = config.stop_success_rate
         if threshold is None or result.success_rate < threshold or self.stop.is_set():
             return
@@ -197,7 +208,8 @@ class Actor:
             seed=seed,
             should_stop=self.stop.is_set,
         )
-        if result.successes:
+        # What the step limit cut short is not logged: the evaluation at the end stands for it.
+        if result.successes and self.stop.reason != STEP_LIMIT:
             self.counters.success_rate = result.success_rate
             self.report(result.metrics())
         return result
@@ -215,7 +227,7 @@ class Learner:
         config: the schedule.
         report: receives the metrics of the last ``log_interval`` gradient steps, their means, when these are over.
         save: called every ``save_interval`` gradient steps.
-        tick: called after every gradient step, for the progress display.
+        tick: called after every call of the engine, for the progress display.
         reader: where batches come from; by default they are drawn in line. Its source, if it has one, is the engine's.
     """
 
@@ -242,15 +254,18 @@ class Learner:
         self._demonstrations_only = Mixture([demonstrations], shares=(1.0,), discount=config.discount)
         self._rates: dict[str, float] = {}  # of the interval whose metrics are on their way
         self._reported_at = (time.monotonic(), engine.updates)
+        self._unreported = 0  # gradient steps since metrics were asked for
 
-    def ready(self) -> bool:
-        """Whether the next step may be taken: enough data, and within the limit on the UTD ratio."""
+    def may_take(self) -> int:
+        """Gradient steps that may be taken now: there is enough data, up to ``max_steps`` and the UTD ratio's limit."""
         if len(self.online) < self.config.training_starts:
-            return False
+            return 0
         if self.counters.training_started_at is None:
             self.counters.training_started_at = self.counters.environment_steps
-        limit = self.config.max_utd_ratio
-        return limit is None or self.counters.updates + 1 <= limit * self.counters.environment_steps
+        limit, most = self.config.max_utd_ratio, self.config.max_steps
+        if limit is not None:
+            most = min(most, math.floor(limit * self.counters.environment_steps))
+        return max(most - self.counters.updates, 0)
 
     def actor_may_step(self) -> bool:
         """Whether the actor may go on without the UTD ratio falling below ``min_utd_ratio``."""
@@ -260,29 +275,46 @@ class Learner:
         ahead = (self.counters.environment_steps - started) * least - self.counters.updates
         return ahead < max(self.config.steps_per_update, least)
 
-    def prepare(self, stop: Stop) -> None:
-        """Compile, take ``pretrain_steps`` on demonstrations alone, publish the policy: all before anything moves."""
+    def prepare(self, stop: Stop, at_once: float = math.inf) -> None:
+        """Compile, take ``pretrain_steps`` on demonstrations alone, publish the policy: all before anything moves.
+
+        Args:
+            stop: ends the pre-training.
+            at_once: the most that :meth:`step` will be allowed at once.
+        """
         if self.engine.execution != "eager":
             print("compiling the update ...", flush=True)
-        self.engine.warm_up(self._reader.blank(self._mixture))
+        for updates in self._sizes(at_once):
+            self._warm_up(updates)
         self._reported_at = (time.monotonic(), self.engine.updates)  # compiling is not learning
         steps = self.config.pretrain_steps
         if steps and not len(self.demonstrations):
             raise ValueError(f"pretrain_steps is {steps}, but there are no demonstrations; give --demo_paths")
         while self.engine.updates < steps and not stop.is_set():
-            self._update(self._demonstrations_only)
-            self._after_update()
+            updates = self._size(min(steps - self.engine.updates, at_once))
+            self._update(self._demonstrations_only, updates)
+            self._after_update(updates)
         self.publish()
 
-    def step(self) -> None:
-        """Take one gradient step with everything that is due after it."""
-        self._update(self._mixture)
-        self.counters.updates += 1
-        self._after_update()
-        if self.counters.updates % self.config.steps_per_update == 0:
+    def step(self, most: int = 1) -> int:
+        """Call the engine once, with everything that is due after it.
+
+        Args:
+            most: gradient steps that may be taken, at least 1.
+
+        Returns:
+            Those that were: a block, or one.
+        """
+        before = self.counters.updates
+        updates = self._size(min(most, self.config.max_steps - before))
+        self._update(self._mixture, updates)
+        self.counters.updates += updates
+        self._after_update(updates)
+        if crossed(self.config.steps_per_update, before, self.counters.updates):
             self.publish()
-        if self.config.save_interval and self.counters.updates % self.config.save_interval == 0:
+        if crossed(self.config.save_interval, before, self.counters.updates):
             self.save()
+        return updates
 
     def publish(self) -> PolicySnapshot:
         """Make the present policy the actor's."""
@@ -298,55 +330,89 @@ class Learner:
         """Whether ``max_steps`` are done."""
         return self.counters.updates >= self.config.max_steps
 
-    def _update(self, source: Mixture) -> None:
-        with_actor = (self.engine.updates + 1) % self.config.critic_to_actor_ratio == 0
+    def _size(self, most: float) -> int:
+        """Gradient steps of the next call, of which ``most`` may be taken: a block ends with the actor's step."""
+        block = self.config.critic_to_actor_ratio
+        return block if most >= block and self.engine.updates % block == 0 else 1
+
+    def _sizes(self, at_once: float) -> list[int]:
+        """The numbers of gradient steps that calls will have; single ones are left out only where none can come."""
+        config, block = self.config, self.config.critic_to_actor_ratio
+        if block > at_once:
+            return [1]
+        done, pretrained = self.engine.updates, max(self.engine.updates, config.pretrain_steps)
+        ends = (done, pretrained, pretrained + config.max_steps - self.counters.updates)
+        limited = config.max_utd_ratio is not None or at_once < math.inf
+        return [block, 1] if block > 1 and (limited or any(end % block for end in ends)) else [block]
+
+    def _warm_up(self, updates: int) -> None:
+        self.engine.warm_up(self._reader.blank(self._mixture, updates), updates)
+
+    def _update(self, source: Mixture, updates: int) -> None:
         before = self.engine.updates
+        with_actor = (before + updates) % self.config.critic_to_actor_ratio == 0
         try:
-            self.engine.update(self._reader.read(source), with_actor)
+            self.engine.update_block(self._reader.read(source, updates), updates, with_actor)
         except NonFiniteLossError:
-            # Where the device is looked at now and then, updates were counted that were not taken.
+            # Earlier ones of its block were taken; where the device is looked at now and then, later ones were counted.
             self.counters.updates -= min(before - self.engine.updates, self.counters.updates)
             raise
 
-    def _newest_metrics(self) -> dict[str, float] | None:
+    def report_rest(self) -> None:
+        """At the end of a run: report what is still on its way, and the gradient steps since the last interval."""
+        while (metrics := self._newest_metrics(wait=True)) is not None:
+            self.report({**metrics, **self._rates})
+        if not self._unreported:
+            return
+        self._request_metrics()
+        metrics = self._newest_metrics(wait=True)
+        if metrics is not None:
+            self.report({**metrics, **self._rates})
+
+    def _newest_metrics(self, wait: bool = False) -> dict[str, float] | None:
         """Means over the last interval, once, when they have come from the device; see ``Engine.newest_metrics``."""
-        interval = self.engine.newest_metrics()
+        interval = self.engine.newest_metrics(wait)
         return None if interval is None else interval.metrics
 
-    def _after_update(self) -> None:
+    def _after_update(self, taken: int) -> None:
         """Ask for the metrics that are due, and report those that have come; waits for no device."""
-        if self.engine.updates % self.config.log_interval == 0:
-            now, updates = time.monotonic(), self.engine.updates
-            then, before = self._reported_at
-            self._reported_at = (now, updates)
-            self._rates = {
-                "learner/updates_per_second": (updates - before) / max(now - then, 1e-9),
-                "learner/utd_ratio": self.counters.utd_ratio,
-            }
-            self.engine.request_metrics()
+        self._unreported += taken
+        if crossed(self.config.log_interval, self.engine.updates - taken, self.engine.updates):
+            self._request_metrics()
         metrics = self._newest_metrics()
         if metrics is not None:
             self.report({**metrics, **self._rates})
         self.tick()
 
+    def _request_metrics(self) -> None:
+        self._unreported = 0
+        now, updates = time.monotonic(), self.engine.updates
+        then, before = self._reported_at
+        self._reported_at = (now, updates)
+        self._rates = {
+            "learner/updates_per_second": (updates - before) / max(now - then, 1e-9),
+            "learner/utd_ratio": self.counters.utd_ratio,
+        }
+        self.engine.request_metrics()
+
 
 def run_synchronous(actor: Actor, learner: Learner, stop: Stop) -> None:
     """Alternate in one thread at a fixed UTD ratio (``max_utd_ratio``, or 1): reproducible bit for bit on the CPU."""
-    learner.prepare(stop)
     ratio = learner.config.max_utd_ratio or 1.0
+    learner.prepare(stop, math.ceil(ratio))  # less than one is owed from before
     owed = 0.0
     while not stop.is_set():
         if learner.finished():
             stop.set(STEP_LIMIT)
-            return
+            break
         actor.step()
-        if not learner.ready():
+        if not learner.may_take():
             learner.tick()
             continue
         owed += ratio
         while owed >= 1.0 and not learner.finished():
-            owed -= 1.0
-            learner.step()
+            owed -= learner.step(int(owed))
+    learner.report_rest()
 
 
 def run_threaded(actor: Actor, learner: Learner, stop: Stop) -> None:
@@ -377,8 +443,8 @@ def run_threaded(actor: Actor, learner: Learner, stop: Stop) -> None:
         while not stop.is_set():
             if learner.finished():
                 stop.set(STEP_LIMIT)
-            elif learner.ready():
-                learner.step()
+            elif most := learner.may_take():
+                learner.step(most)
             else:
                 learner.tick()
                 time.sleep(0.005)
@@ -394,3 +460,4 @@ def run_threaded(actor: Actor, learner: Learner, stop: Stop) -> None:
         raise RuntimeError(f"the actor ended with {failures[0]!r}") from failures[0]
     if thread.is_alive():
         raise RuntimeError(f"the environment did not return from its step within {ACTOR_PATIENCE:g} s")
+    learner.report_rest()

@@ -16,7 +16,8 @@ class LoopConfig:
         batch_size: transitions per gradient step, half of them demonstrations.
         training_starts: online transitions to wait for before learning.
         random_steps: environment steps with uniform actions at the start.
-        critic_to_actor_ratio: critic steps per actor step.
+        critic_to_actor_ratio: critic steps per actor step; so many are taken at once where nothing forbids it, and
+            what is due at a multiple of an interval comes behind the block in which it lies.
         steps_per_update: gradient steps between two publications of the policy.
         discount: gamma, in [0, 1].
         pretrain_steps: gradient steps on demonstrations alone before the actor starts.
@@ -82,8 +83,13 @@ class LoopConfig:
             raise ValueError(f"min_utd_ratio {self.min_utd_ratio} exceeds max_utd_ratio {self.max_utd_ratio}")
 
 
+def crossed(interval: int, before: int, after: int) -> bool:
+    """Whether a multiple of ``interval`` lies in (before, after]; never for an interval of 0."""
+    return interval > 0 and after // interval > before // interval
+
+
 class Stop:
-    """Asks both loops to end after the step in progress, and remembers why.
+    """Asks both loops to end after the step or block in progress, and remembers why.
 
     Plain attributes and no lock: a signal handler sets it, perhaps while the main thread is inside one of its methods.
     """

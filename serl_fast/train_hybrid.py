@@ -59,6 +59,7 @@ from serl_fast.schedule import Counters, Stop
 from serl_fast.train_hybrid_config import PRESETS, TrainHybridConfig
 from serl_fast.train_hybrid_setup import (
     EMPTY_STATE,
+    ROOM_FOR_INTERVENTIONS,
     Spaces,
     can_be_filmed,
     check_takes_pretrained,
@@ -120,6 +121,8 @@ class Run:
             f"execution {execution}, precision {config.precision}, device {self.device}, "
             f"{torch.get_num_threads()} thread(s)"
         )
+        if leads and (remark := engine_config.remark(self.device)):
+            print(remark)
         self.learner = self._learner(reader)
         if checkpoint is not None:
             self.engine.load_state_dict(checkpoint["engine"])
@@ -208,7 +211,7 @@ class Run:
         final = save_checkpoint(self.directory / "final_model.pth", self._policy_content())
         result = None
         if self.eval_env is not None:
-            if self.config.final_eval_episodes and not self.interrupted:
+            if not self.interrupted:
                 result = self._final_evaluation(self.eval_env)
             close_quietly(self.eval_env)
         self.logger.close()
@@ -421,8 +424,18 @@ class Run:
         rows = self.ranks.share(config.batch_size)
         if config.augment == "dali":
             print("replay on the host, drawn in line; its images are cropped there by DALI")
-            return DaliReader(rows, config.image_keys, self.device, seed=config.seed + self.ranks.rank)
-        reader, why = make_reader(config.replay_device, stores, rows, config.discount, self.device, config.synchronous)
+            seed, updates = config.seed + self.ranks.rank, config.cta_ratio
+            return DaliReader(rows, config.image_keys, self.device, seed=seed, updates=updates)
+        reader, why = make_reader(
+            config.replay_device,
+            stores,
+            rows,
+            config.discount,
+            self.device,
+            synchronous=config.synchronous,
+            updates=config.cta_ratio,
+            room=(self.online.capacity, len(self.demonstrations) + ROOM_FOR_INTERVENTIONS),
+        )
         print(why)
         return reader
 
@@ -459,18 +472,24 @@ class Run:
             print(f"{len(demonstrations)} demonstration transitions from {len(config.demo_paths)} file(s)")
         return demonstrations, online
 
-    def _final_evaluation(self, env: gymnasium.Env[Any, Any]) -> EvaluationResult:
+    def _final_evaluation(self, env: gymnasium.Env[Any, Any]) -> EvaluationResult | None:
+        """The evaluation after training, which stands for one of those in between that the end left out."""
+        due, episodes = self.actor.evaluation_due, self.config.final_eval_episodes
+        if not episodes and not due:
+            return None
         runner = PolicyRunner(self.agent, device=self.device)
         result = evaluate(
             env,
             lambda observation: runner.act(observation, deterministic=True),
-            self.config.final_eval_episodes,
+            episodes or self.config.eval_episodes,
             seed=EVALUATION_SEEDS * (1 + self.config.seed) + EVALUATION_SEEDS // 2,
             record_episodes=self.config.video_episodes if can_be_filmed(env) else 0,
             should_stop=lambda: self.interrupted,
         )
         if result.successes:
-            self.report({f"final_{name}": value for name, value in result.metrics().items()})
+            metrics = result.metrics()
+            final = {f"final_{name}": value for name, value in metrics.items()} if episodes else {}
+            self.report({**final, **(metrics if due else {})})
         if result.frames:
             write_video(self.directory / "rollout.mp4", result.frames, fps=10)
         return result

@@ -48,9 +48,10 @@ class TrainHybridConfig:
         discount: gamma.
         replay_buffer_capacity: transitions kept in each store.
         pretrain_steps: gradient steps on demonstrations alone before the actor starts.
-        log_interval: gradient steps between two lines of losses.
+        log_interval: gradient steps between two lines of losses; a last line has the rest when the run ends.
         save_interval: gradient steps between two checkpoints; 0 for none but the last.
-        eval_interval: gradient steps between two evaluations; 0 for none.
+        eval_interval: gradient steps between two evaluations; 0 for none. The final one stands for one that is due at
+            the end.
         eval_episodes: episodes of one evaluation, without interventions.
         final_eval_episodes: fresh episodes after training; 0 for none.
         stop_success_rate: end early when an evaluation and its repetition, four times as long, reach this; 0 for never.
@@ -62,8 +63,8 @@ class TrainHybridConfig:
         execution: "auto" is compiled where there is a C++ compiler, else eager.
         strict_execution: end with an error where the step does not compile; otherwise it runs eagerly, which is said.
         replay_device: where batches are drawn. "host": in the stores, ahead by threads where the learner has a GPU.
-            "device": in a copy of the stores in the learner's memory, inside its step. "auto": "device" on a GPU that
-            has room for the copy.
+            "device": in a copy of the stores in the learner's memory, inside its step; that of the demonstrations has
+            room for 20 000 corrections and grows. "auto": "device" on a GPU that has room for the copy.
         augment: how images are cropped at random. "triton": by kernels inside the learner's step, which need a CUDA
             device. "torch": there, by plain PyTorch. "dali": by NVIDIA DALI on the host, before the step. "auto":
             "triton" on a CUDA device, else "torch".
@@ -72,8 +73,9 @@ class TrainHybridConfig:
         feature_cache_precision: of the stored features.
         pretrained_encoder: resnet10_params.pkl for the cameras' ResNet-10; by default ~/.serl/resnet10_params.pkl for
             resnet-pretrained and none for resnet.
-        precision: of the forward and backward passes.
-        threads: torch's threads; 0 chooses: on the CPU two for state observations, all but one for images.
+        precision: of the forward and backward passes; one line says where the CPU has no instructions for it.
+        threads: torch's threads for learning; 0 chooses: on the CPU two for state observations, all but one for images.
+            Acting takes one.
         resume: continue the run in save_dir (or the newest under runs/) from its last checkpoint.
         synchronous: actor and learner take turns in one thread at max_utd_ratio (or 1): reproducible.
         normalize_state: scale the state by the demonstrations' statistics.

@@ -18,6 +18,9 @@ from serl_fast.engine.ranks import ranks_on_this_machine
 from serl_fast.interop.pretrained import resnet10_trunks
 from serl_fast.train_hybrid_config import TrainHybridConfig
 
+ROOM_FOR_INTERVENTIONS = 20_000
+"""Transitions, half an hour at 10 Hz, that a replay on the device has room for at first beside the demonstrations."""
+
 EMPTY_STATE = gymnasium.spaces.Box(-1, 1, (0,))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from serl_fast import cli
 from serl_fast.cli import main, parse, plain_booleans
 from serl_fast.train_hybrid_config import PRESETS, TrainHybridConfig
 
@@ -82,3 +83,21 @@ def test_an_unexpected_error_keeps_its_traceback():
 
     with pytest.raises(KeyError):
         main(fail)
+
+
+@pytest.mark.parametrize("flags", [["--nonsense", "3"], ["--batch_size=0"], ["--synchronous=perhaps"], ["--help"]])
+def test_of_several_processes_one_says_what_is_wrong_with_the_flags(flags, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "HEAD_START", 0.0)
+
+    def ended(rank: int) -> tuple[object, str]:
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises(SystemExit) as caught:
+            main(lambda: parse(TrainHybridConfig, flags, description="", presets=PRESETS) and 0)
+        printed = capsys.readouterr()
+        return caught.value.code, printed.out + printed.err
+
+    first, other = ended(0), ended(1)
+    assert first[0] == other[0] == (0 if flags == ["--help"] else 2)
+    assert first[1]
+    assert not other[1]
+    assert parse(Flags, ["--keep"], description="") == Flags()

@@ -48,6 +48,7 @@ class ThreadRanks(Ranks):
     def __init__(self, rank: int, meeting: Meeting) -> None:
         self.rank, self.size, self._meeting = rank, meeting.size, meeting
         self.orders: list[int] = []
+        self.blocks: list[int] = []  # updates of every order
 
     def average(self, tensors):
         columns = zip(*self._meeting.exchange(self.rank, tensors), strict=True)
@@ -66,6 +67,7 @@ class ThreadRanks(Ranks):
     def header(self, numbers):
         found = self._meeting.exchange(self.rank, numbers)[0]
         self.orders.append(found[0])
+        self.blocks.append(found[1])
         return found
 
     def close(self):
@@ -165,6 +167,18 @@ def test_a_rank_that_follows_ends_with_the_same_stores_and_parameters(toy_arm, r
     assert sum("learner/utd_ratio" in report for report in lead.reports) == 3
 
 
+def test_a_block_of_updates_is_one_order(toy_arm):
+    team = Team(toy_arm, max_steps=18, critic_to_actor_ratio=4, max_utd_ratio=4, log_interval=6)
+    team.run(run_synchronous)
+    assert team.error is None
+    ranks, order = team.learners[1].ranks, follow_module.Order
+    given = list(zip(ranks.orders, ranks.blocks, strict=True))
+    assert [size for what, size in given if what == order.WARM_UP] == [4, 1]
+    assert [size for what, size in given if what == order.UPDATE] == [4, 4, 4, 4, 1, 1]
+    assert len(set(team.checksums())) == 1
+    assert [rig.engine.updates for rig in team.rigs] == [18, 18]
+
+
 def test_transitions_arrive_whole_even_where_the_environment_writes_into_its_arrays(toy_arm):
     team = Team(toy_arm)
     (online, demonstrations), follower = team.learners[0].forwarded(), team.rigs[1]
@@ -216,14 +230,14 @@ def test_metrics_are_means_over_ranks(toy_arm):
 def test_an_update_that_is_not_finite_ends_all_ranks_and_each_keeps_what_it_saw(toy_arm):
     team = Team(toy_arm, max_steps=30)
     other = team.rigs[1].engine
-    update = other.update
+    update = other.update_block
 
-    def poisoned(batch, with_actor):
+    def poisoned(batch, *rest):
         if other.updates == 7:
             batch["rewards"][0] = torch.nan
-        return update(batch, with_actor)
+        return update(batch, *rest)
 
-    other.update = poisoned
+    other.update_block = poisoned
     with pytest.raises(NonFiniteLossError, match="at update 8"):
         team.run(run_synchronous)
     assert team.error is None
@@ -237,14 +251,14 @@ def test_an_update_that_is_not_finite_ends_all_ranks_and_each_keeps_what_it_saw(
 def test_a_failure_within_rank_0s_step_leaves_no_rank_waiting(toy_arm):
     team = Team(toy_arm, max_steps=30)
     lead = team.rigs[0].engine
-    update = lead.update
+    update = lead.update_block
 
-    def failing(batch, with_actor):
+    def failing(batch, *rest):
         if lead.updates == 7:
             raise OSError("no more memory")
-        return update(batch, with_actor)
+        return update(batch, *rest)
 
-    lead.update = failing
+    lead.update_block = failing
     started = time.monotonic()
     with pytest.raises(OSError, match="no more memory"):
         team.run(run_synchronous)
@@ -255,14 +269,14 @@ def test_a_failure_within_rank_0s_step_leaves_no_rank_waiting(toy_arm):
 def test_rank_0_ends_when_another_rank_does(toy_arm):
     team = Team(toy_arm, max_steps=30)
     other = team.rigs[1].engine
-    update = other.update
+    update = other.update_block
 
-    def failing(batch, with_actor):
+    def failing(batch, *rest):
         if other.updates == 7:
             raise MemoryError("rank 1 is out of memory")
-        return update(batch, with_actor)
+        return update(batch, *rest)
 
-    other.update = failing
+    other.update_block = failing
     with pytest.raises(RankError):
         team.run(run_synchronous)
     assert isinstance(team.error, MemoryError)
@@ -303,7 +317,8 @@ def test_pretraining_is_on_demonstrations_for_all(toy_arm):
     team.run(run_synchronous)
     order = follow_module.Order
     orders = [o for o in team.learners[1].ranks.orders if o != order.IDLE]
-    assert orders == [order.WARM_UP] + [order.UPDATE_ON_DEMONSTRATIONS] * 3 + [order.UPDATE] * 2 + [order.END]
+    pretraining, learning = [order.UPDATE_ON_DEMONSTRATIONS] * 3, [order.UPDATE] * 2
+    assert orders == [order.WARM_UP, *pretraining, *learning, order.REPORT_REST, order.END]
     assert len(set(team.checksums())) == 1
 
 

@@ -1,12 +1,19 @@
-"""The GPU check, as far as it goes without a GPU: its arithmetic, its choice of tests, its tables."""
+"""The GPU check, as far as it goes without a GPU: its arithmetic, its choice of tests and cases, its pages."""
 
 from __future__ import annotations
+
+import json
+import re
 
 import pytest
 import torch
 
-from benchmarks import gpu_check
+from benchmarks import bench_update, gpu_check, suite
 from benchmarks.gpu_profile import busy_and_idle
+from benchmarks.measure import Outcome
+from benchmarks.results import Results
+from benchmarks.suite import Run
+from benchmarks.workloads import WORKLOADS
 
 
 def test_gaps_between_overlapping_kernels():
@@ -21,22 +28,62 @@ def test_every_gpu_test_is_found():
     assert {"gpu/test_executions.py", "gpu/test_replay.py", "kernels/test_random_crop.py"} <= names
 
 
+def test_the_ladder_is_made_of_cases_of_the_suite():
+    steps = {"-".join(map(str, each.values)) for each in bench_update.STEPS + bench_update.STEPS_OF_A_GPU}
+    for name in gpu_check.LADDER:
+        case, label = re.fullmatch(r"(.+)\[(.+)\]", name).groups()
+        assert label in steps if case == "update/step" else name in suite.REGISTRY, name
+
+
 def test_the_ladder_on_the_processor(monkeypatch):
-    ladder = (("state", ("eager", "graphed"), ("float32",)), ("rlpd", ("eager",), ("float32",)))
-    monkeypatch.setattr(gpu_check, "LADDER", ladder)
-    monkeypatch.setattr(gpu_check, "SHORTEST_WORKLOAD", 0.0)
-    parts, rows = gpu_check.run_ladder(gpu_check.Deadline(1e9), "cpu", rounds=2)
-    assert len(parts) == 2
-    by_execution = {row["execution"]: row for row in rows if row["workload"] == "state"}
-    assert by_execution["eager"]["rate"].median > 0
-    assert by_execution["graphed"]["rate"] is None
-    assert "CUDA" in by_execution["graphed"]["missing"]
+    monkeypatch.setattr(gpu_check, "SHORTEST_CASE", 0.0)
+    monkeypatch.setitem(WORKLOADS, "rlpd", WORKLOADS["rlpd"].small())
+    run = Run("cpu", "quick", rounds=2, seconds=0.01)
+    (found,) = gpu_check.run_ladder(gpu_check.Deadline(1e9), run, ["update/by_ensemble[2]"])
+    assert found.passes["eager"][0][0] > 0
+    assert "graphed" not in found.passes
+    assert not gpu_check.has_failed([found])
 
 
 def test_what_there_is_no_time_for_is_said():
-    parts, rows = gpu_check.run_ladder(gpu_check.Deadline(0), "cpu", rounds=2)
-    assert not rows
-    assert all("not run: no time was left" in part for part in parts)
+    (found,) = gpu_check.run_ladder(gpu_check.Deadline(0), Run("cpu", "quick"), ["update/step[state-256-float32]"])
+    assert not found.passes
+    assert set(found.missing.values()) == {"not run: no time was left"}
+    assert not gpu_check.has_failed([found])
+
+
+def test_a_variant_that_failed_fails_the_check():
+    found = Outcome.of(suite.REGISTRY["update/step[state-256-float32]"])
+    found.missing["graphed"] = "failed: no memory"
+    assert gpu_check.has_failed([found])
+
+
+def test_what_is_written(tmp_path):
+    case = Outcome.of(suite.REGISTRY["update/step[state-256-float32]"])
+    case.passes = {"eager": [[1e-3] * 7], "graphed": [[1e-4] * 7]}
+    results = Results({"GPU": "A GPU"}, {"scale": "normal"}, "make gpu-check", cases=[case])
+    check = {"tests": {"status": 1, "output": ["1 failed"]}, "profiles": {}}
+    gpu_check.write(results, check, "| a table |", tmp_path)
+    assert "status 1: 1 failed" in (tmp_path / "check.md").read_text()
+    assert "| a table |" in (tmp_path / "check.md").read_text()
+    assert json.loads((tmp_path / "check.json").read_text()) == check
+    assert Results.load(tmp_path).cases[0].passes == case.passes
+    assert "10 x" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("status", "reason", "expected"), [(0, "", 0), (1, "", 1), (0, "failed: no memory", 1)])
+def test_the_whole_check_beside_a_stand_in(tmp_path, monkeypatch, status, reason, expected):
+    case = Outcome.of(suite.REGISTRY["update/step[state-256-float32]"])
+    case.missing = {"graphed": reason or "not run: no time was left"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "machine", lambda device: {"GPU": "A GPU", "date": "2026-01-02"})
+    monkeypatch.setattr(gpu_check, "measured", lambda device, quick: [])
+    monkeypatch.setattr(gpu_check, "run_tests", lambda seconds: {"status": status, "output": ["said"]})
+    monkeypatch.setattr(gpu_check, "run_ladder", lambda deadline, run: [case])
+    monkeypatch.setattr(gpu_check, "run_profiles", lambda deadline: ("| table |", {}))
+    assert gpu_check.main(["--output", str(tmp_path)]) == expected
+    names = {path.name for path in (tmp_path / "a-gpu_2026-01-02").iterdir()}
+    assert {"results.json", "report.md", "check.json", "check.md"} <= names
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -152,7 +152,8 @@ def test_learning_starts_with_enough_data_and_publishes_on_schedule(toy_arm):
     assert rig.counters.environment_steps == 21  # the tenth environment step already allows an update
     assert rig.actor.publisher.newest().version == 3  # the initial policy, and after 5 and 10 updates
     assert rig.actor.publisher.newest().updates == 10
-    assert [r["learner/utd_ratio"] for r in rig.reports if "critic/loss" in r] == [pytest.approx(10 / 19)]
+    # The second row: the last two updates, at the end.
+    assert [r["learner/utd_ratio"] for r in rig.reports if "critic/loss" in r] == pytest.approx([10 / 19, 12 / 21])
 
 
 @pytest.mark.parametrize("ratio", [0.5, 3.0])
@@ -238,14 +239,14 @@ def test_a_failing_actor_stops_the_learner_and_is_raised(toy_arm):
 
 def test_a_failing_learner_stops_the_actor_and_is_raised(toy_arm, monkeypatch):
     rig = Rig(toy_arm(), max_steps=10**6)
-    update = rig.engine.update
+    update = rig.engine.update_block
 
-    def fail(batch, with_actor):
+    def fail(*arguments):
         if rig.engine.updates == 12:
             raise RuntimeError("out of memory")
-        return update(batch, with_actor)
+        return update(*arguments)
 
-    monkeypatch.setattr(rig.engine, "update", fail)
+    monkeypatch.setattr(rig.engine, "update_block", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         run_threaded(rig.actor, rig.learner, rig.stop)
     assert rig.counters.updates == 12
@@ -337,10 +338,73 @@ def test_stopping_needs_no_lock():
 def test_data_lost_since_the_last_run_are_waited_for_again(toy_arm):
     rig = Rig(toy_arm(), training_starts=10)
     rig.counters.training_started_at = 100  # a resumed run whose stores were not kept
-    assert not rig.learner.ready()
+    assert not rig.learner.may_take()
 
 
 def test_a_learner_that_waits_for_data_never_holds_the_actor(toy_arm):
     rig = Rig(toy_arm(), training_starts=10, min_utd_ratio=1.0)
     rig.counters.training_started_at, rig.counters.environment_steps = 0, 1000  # resumed, far ahead, nothing stored
     assert rig.learner.actor_may_step()
+
+
+def losses(rig: Rig) -> list[dict[str, float]]:
+    return [report for report in rig.reports if "critic/loss" in report]
+
+
+@pytest.mark.parametrize("run", [run_synchronous, run_threaded])
+@pytest.mark.parametrize(("steps", "interval", "rows"), [(12, 100, 1), (12, 5, 3), (12, 4, 3)])
+def test_a_run_reports_its_last_losses(toy_arm, run, steps, interval, rows):
+    rig = Rig(toy_arm(), max_steps=steps, log_interval=interval, critic_to_actor_ratio=1)
+    seen, update = [], rig.engine.update_block
+
+    def watched(*arguments):
+        metrics = update(*arguments)
+        seen.append(metrics["critic/loss"].item())
+        return metrics
+
+    rig.engine.update_block = watched
+    run(rig.actor, rig.learner, rig.stop)
+    reports = losses(rig)
+    assert len(reports) == rows
+    rest = steps % interval or interval
+    assert reports[-1]["critic/loss"] == pytest.approx(np.mean(seen[-rest:]), rel=1e-5)  # of those updates, all of them
+
+
+def test_a_run_that_is_stopped_reports_its_last_losses(toy_arm):
+    rig = Rig(toy_arm(), max_steps=1000, log_interval=100)
+    rig.learner.tick = lambda: rig.stop.set("interrupted") if rig.counters.updates >= 6 else None
+    run_synchronous(rig.actor, rig.learner, rig.stop)
+    assert rig.stop.reason == "interrupted"
+    assert len(losses(rig)) == 1
+
+
+def test_a_run_without_updates_reports_no_losses(toy_arm):
+    rig = Rig(toy_arm(), training_starts=1000)
+    rig.learner.tick = lambda: rig.stop.set("interrupted") if rig.counters.environment_steps == 30 else None
+    run_synchronous(rig.actor, rig.learner, rig.stop)
+    assert not losses(rig)
+
+
+def test_an_evaluation_that_the_end_cuts_short_stays_due(toy_arm):
+    cut: list[Rig] = []
+
+    class Last(toy_arm):
+        def step(self, action):
+            if self.episode == 2:  # one episode is over
+                cut[0].stop.set(loop.STEP_LIMIT)
+            return super().step(action)
+
+    rig = Rig(toy_arm(), Last(), eval_interval=5, eval_episodes=3)
+    cut.append(rig)
+    rig.counters.updates = 7
+    assert rig.actor.evaluation_due
+    rig.actor.step()
+    assert rig.actor.evaluation_due
+    assert not rig.reports
+    other = Rig(toy_arm(), toy_arm(), eval_interval=5, eval_episodes=3)
+    other.counters.updates = 7
+    other.actor.step()
+    assert not other.actor.evaluation_due
+    other.counters.updates = 12
+    assert other.actor.evaluation_due
+    assert not Rig(toy_arm(), eval_interval=5).actor.evaluation_due  # nothing to evaluate in

@@ -10,6 +10,8 @@ import torch
 
 from serl_fast.core import Batch
 from serl_fast.data.pinned import DeviceCopies, PinnedMemory
+from serl_fast.replay import Mixture
+from serl_fast.replay.mixture import as_mixture
 from serl_fast.replay.stream import BatchStream, StreamBatch
 
 
@@ -23,14 +25,30 @@ class BatchSource(Protocol):
         """Fill ``batch`` with sampled transitions."""
 
 
+def in_blocks(source: BatchSource, updates: int) -> BatchSource:
+    """A source whose batches of U * B rows are U batches of ``source``, one below the other, drawn at once.
+
+    Where every share of B rows is a whole number, the rows are those that U draws from ``source`` would give. Else U
+    draws round each by itself, and here all U * B rows are rounded together.
+
+    Args:
+        source: a store, a sampler or a mixture, with the shares that it has now.
+        updates: U.
+    """
+    if updates == 1:
+        return source
+    mixture = as_mixture(source)  # type: ignore[arg-type]
+    return Mixture(mixture.samplers * updates, mixture.shares * updates, mixture.discount, mixture.min_size)
+
+
 class BatchReader:
-    """Draws batches into ONE set of arrays and hands them out as tensors.
+    """Draws batches into ONE set of arrays for each number of rows and hands them out as tensors.
 
     On the CPU the tensors are the arrays' own memory: no copy is made, and a batch is valid until the next call.
     On another device each batch is copied there.
 
     Args:
-        batch_size: rows.
+        batch_size: rows of one update.
         device: where the batches are needed.
     """
 
@@ -39,23 +57,27 @@ class BatchReader:
     def __init__(self, batch_size: int, device: torch.device | str = "cpu") -> None:
         self.batch_size = batch_size
         self.device = torch.device(device)
-        self._arrays: dict[str, Any] | None = None
-        self._tensors: Batch = {}
+        self._memory: dict[int, tuple[dict[str, Any], Batch]] = {}  # by updates: arrays, and as tensors
+        self._blocks: dict[tuple[int, int], tuple[BatchSource, BatchSource]] = {}  # by identity and updates
 
-    def read(self, source: BatchSource) -> Batch:
-        """Sample one batch from ``source``."""
-        if self._arrays is None:
-            self._arrays = source.empty_batch(self.batch_size)
-            self._tensors = _map(self._arrays, torch.from_numpy)
-        source.sample_into(self._arrays)
+    def read(self, source: BatchSource, updates: int = 1) -> Batch:
+        """Sample the batches of ``updates`` updates from ``source``, one below the other."""
+        if updates not in self._memory:
+            made = source.empty_batch(updates * self.batch_size)
+            self._memory[updates] = made, _map(made, torch.from_numpy)
+        arrays, tensors = self._memory[updates]
+        key = id(source), updates
+        if key not in self._blocks:
+            self._blocks[key] = source, in_blocks(source, updates)  # holding the source keeps its identity taken
+        self._blocks[key][1].sample_into(arrays)
         if self.device.type == "cpu":
-            return self._tensors
-        moved: Batch = _map(self._tensors, lambda tensor: tensor.to(self.device))
+            return tensors
+        moved: Batch = _map(tensors, lambda tensor: tensor.to(self.device))
         return moved
 
-    def blank(self, source: BatchSource) -> Batch:
+    def blank(self, source: BatchSource, updates: int = 1) -> Batch:
         """A batch of zeros with the shapes of ``source``."""
-        zeros: Batch = _map(source.empty_batch(self.batch_size), np.zeros_like)
+        zeros: Batch = _map(source.empty_batch(updates * self.batch_size), np.zeros_like)
         return to_tensors(zeros, self.device)
 
     def close(self) -> None:

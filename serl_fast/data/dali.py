@@ -133,13 +133,14 @@ class DaliReader:
     For an agent that does not crop (``crop_padding=0``). Nothing overlaps: the step waits for draw, crop and copy.
 
     Args:
-        batch_size: rows.
+        batch_size: rows of one update.
         image_keys: cameras.
         device: where batches are needed.
         seed: of the offsets.
         frames: stacked frames per camera.
         padding: of the crop, pixels on each side.
         threads: of DALI.
+        updates: that a call of the engine takes at most.
 
     Raises:
         MissingExtraError: DALI is not installed.
@@ -157,19 +158,20 @@ class DaliReader:
         frames: int = 1,
         padding: int = PADDING,
         threads: int = 1,
+        updates: int = 1,
     ) -> None:
         self.device, self.image_keys = torch.device(device), tuple(image_keys)
-        self.crop = DaliCrop(batch_size * frames, padding, threads=threads)
+        self.crop = DaliCrop(updates * batch_size * frames, padding, threads=threads)
         self.generator = torch.Generator().manual_seed(seed)
         self._reader = BatchReader(batch_size)
 
-    def read(self, source: BatchSource) -> Batch:
-        """The next batch of ``source``, cropped; what is not an image is valid until the next call."""
-        return self._moved(crop_batch(self.crop, self._reader.read(source), self.image_keys, self.generator))
+    def read(self, source: BatchSource, updates: int = 1) -> Batch:
+        """The next batches of ``source``, cropped; what is not an image is valid until the next call."""
+        return self._moved(crop_batch(self.crop, self._reader.read(source, updates), self.image_keys, self.generator))
 
-    def blank(self, source: BatchSource) -> Batch:
+    def blank(self, source: BatchSource, updates: int = 1) -> Batch:
         """A batch of zeros like those of ``source``."""
-        return self._moved(self._reader.blank(source))
+        return self._moved(self._reader.blank(source, updates))
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -42,6 +42,10 @@ class DeviceReplay:
       device.)
     * **Growing.** How much there is to draw from lies in a tensor, so nothing is traced or captured again, and a
       step sees the stores as they were at the last ``sync``: steps given up before it are not drawn.
+    * **Room.** A store that will hold far less than its capacity need not have all of that on the device. Where it
+      outgrows its ``room``, that doubles: everything is copied once more and the step is built anew, which
+      ``generation`` tells the engine and one line the user. Where the device has no memory for it, the newest
+      transitions that there is room for are drawn from then on, which one line says too.
     * **Shares** follow the rule of ``Mixture``; a store counts by what is mirrored of it.
     * **Relabelled** fields are copied once more, at the next ``sync``; so is everything after ``load_state_dict``.
       What another process relabels in a store on disk is not noticed.
@@ -58,11 +62,14 @@ class DeviceReplay:
         n_step: 1; anything else is refused.
         fields: names of the arrays wanted, as for ``ReplayStore.sampler``; others are not mirrored.
         ids: whether batches hold the numbers of their steps.
+        room: transitions of each store that there is room for at first, and never less than it holds; by default, and
+            at most, its capacity.
         device: where the mirror lies.
         cuda: streams and events; only tests give it.
 
     Attributes:
         layout: the arrays of a batch.
+        generation: how often the tensors were replaced by larger ones.
         nbytes: bytes on the device.
 
     Raises:
@@ -81,6 +88,7 @@ class DeviceReplay:
         n_step: int = 1,
         fields: Iterable[str] | None = None,
         ids: bool = False,
+        room: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
         cuda: Any = None,
     ) -> None:
@@ -90,37 +98,17 @@ class DeviceReplay:
         self.device = torch.device(device)
         schema = stores[0].schema
         self.layout = stores[0].sampler(discount, fields=fields, ids=ids).layout
-        names = _mirrored(self.layout)
-        forms = [Form.of(store, names) for store in stores]
-        self.nbytes = sum(form.nbytes for form in forms)
-        pinned = self.device.type == "cuda"
-        try:
-            self._arena = Arena.empty(schema, forms, self.device)
-        except (RuntimeError, MemoryError) as error:  # torch's ways of saying so
-            raise MemoryError(
-                f"no memory for a replay of {self.nbytes / 1e9:.1f} GB on {self.device}; give the stores a smaller "
-                f"capacity or keep the replay on the host: {error}"
-            ) from error
-        self._mirrors = []
-        regions = []
-        row = record = 0
-        for store, form in zip(stores, forms, strict=True):
-            self._mirrors.append(Mirror(store, form, self._arena, row, record, pinned))
-            regions.append((row, form.rows))
-            row, record = row + form.rows, record + form.records
-        self._pinned = pinned
-        self._lane = SideStream(self.device, cuda or torch.cuda) if pinned or cuda else None
+        self._pinned = self.device.type == "cuda"
+        self._lane = SideStream(self.device, cuda or torch.cuda) if self._pinned or cuda else None
         self._plan = _plan(self.layout, schema)
         self._discount = float(discount)
-        self._regions = torch.tensor(regions, device=self.device)  # [S, 2]: first row, rows
         self._positions = torch.arange(batch_size, device=self.device)
         self._table = torch.zeros((len(stores), 4), dtype=torch.int64, device=self.device)
-        self._published: list[list[int]] = []
-        self._begins = [0] * len(stores)  # as of the last publication
-        self._short_said = False
+        self._short_said = self._full = False
         self._seen: Any = None  # what the stores had got, and the shares, at the last sync
+        self.generation = 0
         self.shares = tuple(shares) if shares is not None else (1.0,) * len(stores)
-        self._publish()
+        self._lay_out(_rooms(stores, room))
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -154,6 +142,7 @@ class DeviceReplay:
         On a CUDA device the copies run on a stream of their own, beside work that is enqueued already; work enqueued
         from now on, on the current stream, waits for them, the host does not.
         """
+        self._grow()
         seen = (self._shares, [(store.appended, store.rewrites) for store in self.stores])
         if seen == self._seen:
             return
@@ -173,6 +162,56 @@ class DeviceReplay:
             self._lane.join()
         self._publish()
         self._seen = seen
+
+    def _lay_out(self, room: list[int]) -> None:
+        """Make room for so many transitions of each store; all are still to be copied.
+
+        Raises:
+            MemoryError: see the class.
+        """
+        names = _mirrored(self.layout)
+        forms = [Form.of(store, names, each) for store, each in zip(self.stores, room, strict=True)]
+        self.nbytes = sum(form.nbytes for form in forms)
+        try:
+            self._arena = Arena.empty(self.stores[0].schema, forms, self.device)
+        except (RuntimeError, MemoryError) as error:  # torch's ways of saying so
+            raise MemoryError(
+                f"no memory for a replay of {self.nbytes / 1e9:.1f} GB on {self.device}; give the stores a smaller "
+                f"capacity or keep the replay on the host: {error}"
+            ) from error
+        self._mirrors: list[Mirror] = []
+        regions = []
+        row = record = 0
+        for store, form in zip(self.stores, forms, strict=True):
+            self._mirrors.append(Mirror(store, form, self._arena, row, record, self._pinned))
+            regions.append((row, form.rows))
+            row, record = row + form.rows, record + form.records
+        self._regions = torch.tensor(regions, device=self.device)  # [S, 2]: first row, rows
+        self._published: list[list[int]] = []
+        self._begins = [0] * len(self.stores)  # as of the last publication
+        self._seen = None
+        self._publish()  # copies wait for it, and so for steps that read what was there before
+
+    def _grow(self) -> None:
+        """Double the room of stores that have outgrown theirs."""
+        before = [mirror.form.capacity for mirror in self._mirrors]
+        held = [len(store) for store in self.stores]
+        if self._full or all(size <= room for size, room in zip(held, before, strict=True)):
+            return
+        wanted = [
+            max(room, min(2 * size, store.capacity)) if size > room else room
+            for store, size, room in zip(self.stores, held, before, strict=True)
+        ]
+        del self._mirrors, self._arena  # there may not be memory for both
+        try:
+            self._lay_out(wanted)
+            said = f"room for {_list(wanted)} transitions in place of {_list(before)}; the step is built anew"
+        except MemoryError:
+            self._full = True
+            self._lay_out(before)
+            said = f"no memory for {_list(wanted)} transitions; the newest {_list(before)} of the stores are drawn"
+        self.generation += 1
+        print(f"replay on {self.device}: {said}", file=sys.stderr, flush=True)
 
     def draw_noise(self, generator: torch.Generator, updates: int, device: torch.device) -> Noise:
         """The random numbers of the batches of ``updates`` gradient steps: ``steps``, int64 [U * B]."""
@@ -254,21 +293,29 @@ class DeviceReplay:
         return f"DeviceReplay({held} transitions, {self.nbytes / 1e6:.1f} MB on {self.device})"
 
 
-def replay_bytes(stores: Sequence[ReplayStore], fields: Iterable[str] | None = None) -> int:
-    """Bytes that a :class:`DeviceReplay` of ``stores`` takes on its device."""
+def replay_bytes(
+    stores: Sequence[ReplayStore], fields: Iterable[str] | None = None, room: Sequence[int] | None = None
+) -> int:
+    """Bytes that a :class:`DeviceReplay` of ``stores`` takes on its device, with ``room`` at first."""
     names = _mirrored(Layout(stores[0].schema, None, fields))
-    return sum(Form.of(store, names).nbytes for store in stores)
+    rooms = _rooms(stores, room)
+    return sum(Form.of(store, names, each).nbytes for store, each in zip(stores, rooms, strict=True))
 
 
-def choose_placement(placement: Placement, stores: Sequence[ReplayStore], device: torch.device) -> tuple[bool, str]:
+def choose_placement(
+    placement: Placement, stores: Sequence[ReplayStore], device: torch.device, room: Sequence[int] | None = None
+) -> tuple[bool, str]:
     """Whether the replay of ``stores`` is to lie on ``device``, and a line that says why.
+
+    It counts with the ``room`` that there is to be at first; see :class:`DeviceReplay`.
 
     Raises:
         ValueError: ``placement`` is none of "auto", "host" and "device".
     """
     if placement not in ("auto", "host", "device"):
         raise ValueError(f"replay_device is {placement!r}; it is auto, host or device")
-    size = f"{replay_bytes(stores) / 1e9:.1f} GB"
+    needed = replay_bytes(stores, room=room)
+    size = f"{needed / 1e9:.1f} GB"
     if placement == "host":
         return False, "replay on the host, as asked"
     if device.type != "cuda":
@@ -279,7 +326,7 @@ def choose_placement(placement: Placement, stores: Sequence[ReplayStore], device
     space = f"{size} of {free / 1e9:.1f} GB free"
     if placement == "device":
         return True, f"replay on the device, as asked: {space}"
-    if replay_bytes(stores) <= _LARGEST_SHARE * free:
+    if needed <= _LARGEST_SHARE * free:
         return True, f"replay on the device: {space}"
     return False, f"replay on the host: on the device it would take {space}; a smaller replay_buffer_capacity would fit"
 
@@ -310,6 +357,19 @@ def _check(stores: Sequence[ReplayStore], batch_size: int, discount: float, min_
         raise ValueError(f"batch_size is {batch_size} and min_size {min_size}; they are at least 1")
     if not 0.0 <= discount <= 1.0:
         raise ValueError(f"the discount is {discount}; it lies in [0, 1]")
+
+
+def _rooms(stores: Sequence[ReplayStore], room: Sequence[int] | None) -> list[int]:
+    """Transitions of each store that there is room for at first."""
+    if room is None:
+        return [store.capacity for store in stores]
+    if len(room) != len(stores) or min(room) < 1:
+        raise ValueError(f"room is {tuple(room)} for {len(stores)} stores; it is one per store, at least 1")
+    return [min(max(each, len(store)), store.capacity) for each, store in zip(room, stores, strict=True)]
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return " and ".join(map(str, numbers))
 
 
 def _mirrored(layout: Layout) -> set[str]:

@@ -27,8 +27,9 @@ class Form:
         stack: records that an observation is made of, T: the largest ``frame_stack``.
         record_bytes: one instant's frames.
         step_bytes: one transition's own fields and the places of its T + 1 records.
-        rows: transitions that there is room for: those of the store, and spare ones that are filled while
-            batches still read the oldest.
+        capacity: transitions that batches may hold; at most those of the store.
+        rows: transitions that there is room for: ``capacity``, and spare ones that are filled while batches still read
+            the oldest.
         records: records that there is room for.
     """
 
@@ -37,12 +38,13 @@ class Form:
     stack: int
     record_bytes: int
     step_bytes: int
+    capacity: int
     rows: int
     records: int
 
     @classmethod
-    def of(cls, store: ReplayStore, names: Collection[str]) -> Form:
-        """The form of ``store``, of whose fields only those in ``names`` are wanted.
+    def of(cls, store: ReplayStore, names: Collection[str], capacity: int | None = None) -> Form:
+        """The form of ``store``, of whose fields only those in ``names`` are wanted, and the newest ``capacity`` steps.
 
         A stretch of k steps takes k + T records. Small records get room for the shortest stretches, all of one step;
         large ones (images) for stretches of 8 steps on average, 12.5 % more than one record a step.
@@ -52,7 +54,8 @@ class Form:
         steps = [f for f in schema.steps if f.name in names]
         stack = max(f.stack for f in schema.observations)
         record_bytes = sum(_nbytes(f.dtype, f.shape) for f in observations)
-        rows = store.capacity + max(16, store.capacity // 128)
+        capacity = store.capacity if capacity is None else min(capacity, store.capacity)
+        rows = capacity + max(16, capacity // 128)
         records = (stack + 1) * rows
         if record_bytes > _SMALL_RECORD:
             records = min(records, rows + rows // 8 + 16 * (stack + 1))
@@ -62,6 +65,7 @@ class Form:
             stack,
             record_bytes,
             sum(_nbytes(f.dtype, f.shape) for f in steps) + 4 * (stack + 1),
+            capacity,
             rows,
             records,
         )
@@ -244,8 +248,8 @@ class Mirror:
             first = came + count
 
     def give_up_before(self, first: int) -> None:
-        """Steps before ``first`` are the store's no longer."""
-        self.begin = max(self.begin, min(first, self.end))
+        """Steps before ``first`` are the store's no longer, or more than there is to be room for."""
+        self.begin = max(self.begin, min(max(first, self.end - self.form.capacity), self.end))
 
     def _take(self, wanted: int) -> Chunk | None:
         form = self.form

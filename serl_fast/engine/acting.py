@@ -6,7 +6,10 @@ policy and one copy of the action out.
 * On a CPU the policy of a state observation is compiled, which takes 6 s before anything moves: a call of a 2 x 256
   policy takes 0.09 ms instead of 0.15 ms, on one thread or three (medians). With images the convolutions take nearly
   all of the time, 8 to 16 ms for two cameras of 128 x 128; compiling saves a tenth of it on one thread and adds a tenth
-  to a quarter on three, so there it stays eager. ``python -m benchmarks.acting`` measures both.
+  to a quarter on three, so there it stays eager.
+* One thread acts, whatever the learner has. Several halve the time of a policy of images on a machine that does nothing
+  else. Where the learner, a simulation or a renderer takes the cores, a team waits at every layer for the member that
+  has none: some 10 to 30 times as long as one thread. ``python -m benchmarks --suite act`` measures it.
 * On a CUDA device observations go through page-locked memory and a stream of high priority, so that an action does not
   wait for updates that are queued; under "graphed" the compiled policy is one CUDA graph. Not yet run on a CUDA device.
 """
@@ -14,23 +17,18 @@ policy and one copy of the action out.
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from serl_fast.core import Agent, Observations, Policy, require_policy
-from serl_fast.engine.compiling import ExecutionError, compile_function, reason_of
-from serl_fast.engine.config import BELOW, Execution
-from serl_fast.engine.graphs import WARM_UP_CALLS
+from serl_fast.core import Agent, Observations, require_policy
+from serl_fast.engine.config import Execution
+from serl_fast.engine.policy import ACTING_THREADS, PolicyProgram, suited, with_threads
 from serl_fast.engine.snapshot import PolicyPublisher, PolicySnapshot
 
 ALIGNMENT = 64  # bytes, of each observation's start in a block
-
-Run = Callable[[Observations, Tensor | None], Tensor]
 
 
 class PolicyRunner:
@@ -42,10 +40,11 @@ class PolicyRunner:
         device: where acting happens.
         execution: how the policy runs. "compiled" and "graphed" stay eager where that is faster (see the module).
         strict: a policy that does not compile is an error; otherwise it runs eagerly, which is said in one line.
+        threads: of torch's during :meth:`act` on a CPU; the caller has as many as before afterwards.
+        only_where_faster: False compiles policies of images on a CPU too.
         cuda: streams, events and graphs; by default ``torch.cuda`` on a CUDA device, a stand-in in tests.
 
     Attributes:
-        execution: "eager" after a compilation failed.
         version: of the snapshot in use; 0: the parameters that the agent had.
         updates: gradient steps behind them.
     """
@@ -58,13 +57,16 @@ class PolicyRunner:
         device: torch.device | str = "cpu",
         execution: Execution = "eager",
         strict: bool = False,
+        threads: int = ACTING_THREADS,
+        only_where_faster: bool = True,
         cuda: Any = None,
     ) -> None:
         self.device = torch.empty(0, device=device).device
         networks = nn.ModuleDict({name: agent.networks[name] for name in agent.policy_networks})
         self._networks = copy.deepcopy(networks).to(self.device)
         self._policy = require_policy(agent)
-        self.execution, self._strict = execution, strict
+        self._asked, self._strict, self._only_where_faster = execution, strict, only_where_faster
+        self.threads = threads
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._noise = torch.empty(1, agent.policy_noise_dim, device=self.device)
         self.version = 0
@@ -72,8 +74,13 @@ class PolicyRunner:
         self._cuda = torch.cuda if cuda is None and self.device.type == "cuda" else cuda
         self._stream: Any = None if self._cuda is None else self._cuda.Stream(self.device, priority=-1)
         self._memory: ObservationMemory | None = None
+        self._program: PolicyProgram | None = None
         self._action: Tensor | None = None
-        self._runs: dict[bool, Run] = {}
+
+    @property
+    def execution(self) -> Execution:
+        """How the policy runs: what was asked for, or a lower rung where that is faster or all that works."""
+        return self._asked if self._program is None else self._program.execution
 
     def refresh(self, publisher: PolicyPublisher) -> bool:
         """Take the newest snapshot, if there is a newer one; says whether there was."""
@@ -113,57 +120,21 @@ class PolicyRunner:
             ValueError: the observation's fields or shapes are not those of the first one.
             ExecutionError: the policy does not compile, and ``strict``.
         """
-        if self._memory is None:
-            self._memory = ObservationMemory(observation, self.device, apart=self._cuda is not None)
-            self._keep_eager_where_faster(observation)
+        if self._program is None:
+            self._build(observation)
+        assert self._memory is not None
         self._memory.write(observation)
-        with torch.inference_mode():
+        with torch.inference_mode(), with_threads(self.threads, self.device):
             on_host = self._run(deterministic)[0] if self._cuda is None else self._run_on_stream(deterministic)
         action: np.ndarray = on_host.numpy().copy()
         return action
 
     def _run(self, deterministic: bool) -> Tensor:
-        """The action [1, A] for the observation in memory; compiles at the first call of each kind."""
+        """The action [1, A] for the observation in memory."""
         assert self._memory is not None
+        assert self._program is not None
         noise = None if deterministic else self._noise.normal_(generator=self.generator)
-        run = self._runs.get(deterministic)
-        while run is None:
-            try:
-                run = self._build(noise)
-                action = run(self._memory.tensors, noise)
-                self._runs[deterministic] = run
-                return action
-            except Exception as error:  # compilers raise every kind
-                self._fall_back(error)
-                run = None
-        return run(self._memory.tensors, noise)
-
-    def _build(self, noise: Tensor | None) -> Run:
-        assert self._memory is not None
-        if self.execution == "eager":
-            return self._call(self._policy)
-        run: Run = compile_function(self._call(self._policy))
-        if self.execution == "graphed" and self._cuda is not None:
-            return CapturedPolicy(run, self._memory.tensors, noise, self._stream, self._cuda).replay
-        return run
-
-    def _fall_back(self, error: Exception) -> None:
-        """Go down one rung and say so, or raise."""
-        if self.execution == "eager":
-            raise error  # a mistake of the policy or of the observation
-        failed = f"acting by execution {self.execution!r} failed"
-        if self._strict:
-            raise ExecutionError(f"{failed} ({reason_of(error)}) and strict execution is on") from error
-        self.execution, self._runs = BELOW[self.execution], {}
-        print(f"{failed}, going on with {self.execution!r}: {reason_of(error)}", file=sys.stderr, flush=True)
-
-    def _call(self, policy: Policy) -> Run:
-        networks = self._networks  # private, and refreshed in place: compiled code need not look whether it changed
-
-        def act(observations: Observations, noise: Tensor | None) -> Tensor:
-            return policy(networks, observations, noise)
-
-        return act
+        return self._program(self._memory.tensors, noise)
 
     def _run_on_stream(self, deterministic: bool) -> Tensor:
         """The action [A] in host memory, by way of the runner's own stream: one copy in, one copy out."""
@@ -177,9 +148,19 @@ class PolicyRunner:
         self._stream.synchronize()  # of this stream alone; the learner's goes on
         return self._action
 
-    def _keep_eager_where_faster(self, observation: dict[str, np.ndarray]) -> None:
-        if self._cuda is None and any(value.ndim >= 3 for value in observation.values()):
-            self.execution = "eager"
+    def _build(self, observation: dict[str, np.ndarray]) -> PolicyProgram:
+        """The program and its memory, at the first observation."""
+        on_cuda = self._cuda is not None
+        self._memory = ObservationMemory(observation, self.device, apart=on_cuda)
+        self._program = PolicyProgram(
+            self._policy,
+            self._networks,  # private, and refreshed in place
+            suited(self._asked, observation.values(), 3, on_cuda) if self._only_where_faster else self._asked,
+            strict=self._strict,
+            cuda=self._cuda,
+            stream=self._stream,
+        )
+        return self._program
 
 
 class ObservationMemory:
@@ -230,28 +211,3 @@ class ObservationMemory:
     def send(self) -> None:
         """Copy what was written to the device, on the current stream."""
         self._device.copy_(self._host, non_blocking=True)
-
-
-class CapturedPolicy:
-    """A policy as one CUDA graph over tensors of fixed address.
-
-    Args:
-        run: what to capture, compiled before.
-        observations: read at every replay, where they are now.
-        noise: likewise; None for the mode.
-        stream: the current stream, on which the graph is captured and replayed.
-        cuda: graphs; ``torch.cuda``, except in tests.
-    """
-
-    def __init__(self, run: Run, observations: Observations, noise: Tensor | None, stream: Any, cuda: Any) -> None:
-        for _ in range(WARM_UP_CALLS):
-            run(observations, noise)
-        self._graph = cuda.CUDAGraph()
-        # Thread-local: another thread may use the device meanwhile.
-        with cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-            self._action = run(observations, noise)
-
-    def replay(self, observations: Observations, noise: Tensor | None) -> Tensor:
-        """The action [1, A] for what the captured tensors hold now; the next replay overwrites it."""
-        self._graph.replay()
-        return self._action

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from serl_fast.engine.cpu_passes import CpuPasses
+from serl_fast.engine.gathers import KernelsGather
 
 RECOMPILED = "the step was compiled again at update {}; TORCH_LOGS=recompiles says why (said once)"
 REBUILT = "the step was {} again at update {}: {} (said once)"
@@ -41,7 +42,11 @@ def compile_function(function: Any) -> Any:
     def keep(guards: Sequence[Any]) -> list[bool]:
         return [_root(guard.name) in ("", *arguments) or guard.name.endswith("training") for guard in guards]
 
-    options: dict[str, Any] = {"guard_filter_fn": keep, "post_grad_custom_post_pass": CpuPasses()}
+    options: dict[str, Any] = {
+        "guard_filter_fn": keep,
+        "post_grad_custom_pre_pass": KernelsGather(),
+        "post_grad_custom_post_pass": CpuPasses(),
+    }
     return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serl_fast.core import AdamConfig, Agent, Batch, DeviceSource, Observations, leaves, require_policy
+from serl_fast.core import AdamConfig, Agent, Batch, DeviceSource, Observations, leaves
 from serl_fast.engine.config import EngineConfig, Execution
 from serl_fast.engine.guard import Failure, Guard
 from serl_fast.engine.metrics import Interval, MetricsRing, Readback
+from serl_fast.engine.policy import LivePolicy
 from serl_fast.engine.programs import Parts, kept_of, rows_of
 from serl_fast.engine.runner import Runner
 from serl_fast.engine.step import AdamState, Average, StepOptions
@@ -89,10 +90,9 @@ class Engine:
         parts = Parts(agent, self.adam, options, source)
         self._source, self._joint = source, average is not None
         self._runner = Runner(parts, self.config, self.device, self.generator, self._save, self._restore)
+        self._policy: LivePolicy | None = None
         self._expected: dict[int, dict[str, tuple[torch.Size, torch.dtype]]] = {}
-        if self.device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = self.config.precision == "tf32"
-            torch.backends.cudnn.allow_tf32 = self.config.precision == "tf32"
+        self.config.set_products(self.device)
 
     @property
     def execution(self) -> Execution:
@@ -122,8 +122,8 @@ class Engine:
         """
         return self._run(batch, 1, with_actor)
 
-    def update_block(self, batch: Batch | None = None, updates: int = 1) -> dict[str, Tensor]:
-        """Take ``updates`` gradient steps, the last with the actor's objectives, on one batch after the other.
+    def update_block(self, batch: Batch | None = None, updates: int = 1, with_actor: bool = True) -> dict[str, Tensor]:
+        """Take ``updates`` gradient steps, the actor's objectives in the last at most, on one batch after the other.
 
         Equal to as many calls of :meth:`update`, up to rounding, but the batches are prepared together: one pass of a
         frozen trunk over all rows.
@@ -131,6 +131,7 @@ class Engine:
         Args:
             batch: U * B rows, those of update u from u * B on. None for an engine with a source.
             updates: U.
+            with_actor: include the actor's objectives in the last.
 
         Returns:
             As :meth:`update`, the newest value of each name.
@@ -142,11 +143,12 @@ class Engine:
         """
         if updates < 1:
             raise ValueError(f"updates is {updates}; a block has at least 1")
-        return self._run(batch, updates, True)
+        return self._run(batch, updates, with_actor)
 
     def _run(self, batch: Batch | None, updates: int, with_actor: bool) -> dict[str, Tensor]:
         given = self._given(batch, updates)
         key = (updates, with_actor and bool(self.agent.actor_step))  # a classifier has one step, compiled once
+        self.config.set_products(self.device)
         metrics: dict[str, Tensor] = {}
         try:
             taken = self._runner.run(key, given, self.updates + 1)
@@ -237,6 +239,7 @@ class Engine:
         if self.execution == "eager":
             return
         saved = self._save()
+        self.config.set_products(self.device)
         given = self._given(batch, updates)
         for with_actor in (False, True) if updates == 1 else (True,):
             self._runner.run((updates, with_actor and bool(self.agent.actor_step)), given, self.updates + 1)
@@ -268,17 +271,27 @@ class Engine:
     def act(self, observations: Observations, deterministic: bool = False) -> Tensor:
         """Actions [B, A] for ``observations``: the mode, or a sample from the engine's generator.
 
+        One observation (B = 1) runs as updates do, compiled or captured, which the first call of each kind takes
+        seconds for; several run operation by operation, and so do images on a CPU, where that is faster. Acting is
+        float32, on one of torch's threads. A thread beside the learner's has a ``PolicyRunner`` of its own.
+
+        Args:
+            observations: [B, ...] each, on the engine's device.
+            deterministic: the mode.
+
+        Returns:
+            Float32 in memory of the host, by one copy.
+
         Raises:
             ValueError: the agent has no policy.
+            ExecutionError: the policy can not be captured or compiled, and ``config.strict``.
         """
-        policy = require_policy(self.agent)
-        noise = None
-        if not deterministic:
-            batch_size = next(iter(observations.values())).shape[0]
-            size = (batch_size, self.agent.policy_noise_dim)
-            noise = torch.randn(size, generator=self.generator, device=self.device)
-        with torch.no_grad():
-            return policy(self.agent.networks, observations, noise)
+        if self._policy is None:
+            self._policy = LivePolicy(
+                self.agent, self.device, self.generator, self.execution, strict=self.config.strict
+            )
+        self.config.set_products(self.device)
+        return self._policy.act(observations, deterministic)
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimizer state, loss scale, generator state and update count: all that continuing needs."""
@@ -351,6 +364,12 @@ class Engine:
                 raise ValueError(f"field {name!r} is on {tensor.device}; this engine runs on {self.device}")
         if first is None and rows_of(batch) % updates:
             raise ValueError(f"a batch of {rows_of(batch)} rows can not be shared out to {updates} updates evenly")
+        rows, kept = rows_of(batch) // updates, self._guard.kept.get("batch")
+        if first is None and kept and rows_of(kept) != rows:
+            raise ValueError(
+                f"{updates} update(s) on {rows_of(batch)} rows have {rows} each; this engine has room to keep the "
+                f"batch of a failed update of {rows_of(kept)} rows: keep to these, or build a new Engine"
+            )
         if first is None or found == first:
             return
         for name in first.keys() | found.keys():

@@ -3,7 +3,7 @@
 A program is a function (batch, drawn) -> the metrics of every update. What is compiled as one is an update as a whole,
 with the source's gather and the preparation; of a block the preparation of all rows, the step without the actor and
 the step with it. Unrolled into one function a block takes minutes to compile; captured in a CUDA graph it is unrolled
-all the same.
+all the same. A single update beside blocks runs on their two steps and has its own preparation alone.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from serl_fast.core import Agent, Batch, DeviceSource, Noise, leaves
-from serl_fast.engine.step import AdamState, StepOptions, as_it_is, build_step
+from serl_fast.engine.step import AdamState, Step, StepOptions, as_it_is, build_step
 
 Program = Callable[[Batch, "Drawn"], list[dict[str, Tensor]]]
+Preparation = Callable[[Batch, "Drawn"], Batch]
 
 
 class Drawn(NamedTuple):
@@ -59,9 +60,51 @@ def draw(parts: Parts, generator: torch.Generator, updates: int, batch_size: int
     return Drawn([parts.agent.draw_noise(generator, batch_size, device) for _ in range(updates)], source)
 
 
-def build_program(parts: Parts, updates: int, with_actor: bool) -> Program:
-    """A program of ``updates`` updates, of which the last has the actor's objectives if ``with_actor``."""
-    return _block(parts, updates, with_actor) if updates > 1 else _single(parts, with_actor)
+class Builder:
+    """Builds programs; what several of them have in common is compiled once.
+
+    Args:
+        parts: what programs are built from.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._preparations: dict[int, Preparation] = {}  # by updates
+        self._steps: dict[bool, Step] = {}  # of blocks, by whether they have the actor's objectives
+
+    def build(self, updates: int, with_actor: bool) -> Program:
+        """A program of ``updates`` updates, of which the last has the actor's objectives if ``with_actor``.
+
+        A single update is one graph, unless a block was built before: then it runs on the block's steps.
+        """
+        if updates == 1 and not self._steps:
+            return _single(self._parts, with_actor)
+        if updates not in self._preparations:
+            self._preparations[updates] = self._parts.compile_whole(_preparation(self._parts, updates))
+        return self._block(self._preparations[updates], self._step(False), self._step(with_actor), updates)
+
+    def _step(self, with_actor: bool) -> Step:
+        if with_actor not in self._steps:
+            parts = self._parts
+            step = build_step(parts.agent, parts.adam, parts.options, with_actor=with_actor)
+            self._steps[with_actor] = parts.compile_whole(step)
+        return self._steps[with_actor]
+
+    def _block(self, prepare: Preparation, critics: Step, last: Step, updates: int) -> Program:
+        guard = self._parts.options.guard
+        keeps = guard is not None and guard.keeps_batch
+
+        def block(batch: Batch, drawn: Drawn) -> list[dict[str, Tensor]]:
+            prepared = prepare(batch, drawn)
+            rows = rows_of(prepared)
+            metrics = []
+            for index, noise in enumerate(drawn.updates):
+                step = last if index == updates - 1 else critics
+                kept = kept_of(batch, drawn, index, updates) if keeps else {}
+                metrics.append(step(share(prepared, index, updates, rows), noise, kept))
+            return metrics
+
+        return block
 
 
 def _single(parts: Parts, with_actor: bool) -> Program:
@@ -76,29 +119,7 @@ def _single(parts: Parts, with_actor: bool) -> Program:
     return lambda batch, drawn: [whole(batch, drawn)]
 
 
-def _block(parts: Parts, updates: int, with_actor: bool) -> Program:
-    prepare = parts.compile_whole(_preparation(parts, updates))
-    critics = parts.compile_whole(build_step(parts.agent, parts.adam, parts.options, with_actor=False))
-    last = critics
-    if with_actor:
-        last = parts.compile_whole(build_step(parts.agent, parts.adam, parts.options, with_actor=True))
-    guard = parts.options.guard
-    keeps = guard is not None and guard.keeps_batch
-
-    def block(batch: Batch, drawn: Drawn) -> list[dict[str, Tensor]]:
-        prepared = prepare(batch, drawn)
-        rows = rows_of(prepared)
-        metrics = []
-        for index, noise in enumerate(drawn.updates):
-            step = last if index == updates - 1 else critics
-            kept = kept_of(batch, drawn, index, updates) if keeps else {}
-            metrics.append(step(share(prepared, index, updates, rows), noise, kept))
-        return metrics
-
-    return block
-
-
-def _preparation(parts: Parts, updates: int) -> Callable[[Batch, Drawn], Batch]:
+def _preparation(parts: Parts, updates: int) -> Preparation:
     """The source's gather and the agent's preparation, once for all updates, without gradient."""
     agent, source, autocast = parts.agent, parts.source, parts.options.autocast
     prepare = parts.options.compile_part(agent.prepare)

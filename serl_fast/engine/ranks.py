@@ -177,6 +177,11 @@ class SharedSource:
         self.batch_size, self.batch = source.batch_size, source.batch
         self._source, self._rank, self._size = source, rank, size
 
+    @property
+    def generation(self) -> int:
+        """The source's; 0 where it has none."""
+        return getattr(self._source, "generation", 0)
+
     def draw_noise(self, generator: torch.Generator, updates: int, device: torch.device) -> Noise:
         """The random numbers of this rank's batches."""
         return [self._source.draw_noise(generator, updates, device) for _ in range(self._size)][self._rank]

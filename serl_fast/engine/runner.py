@@ -21,10 +21,18 @@ from serl_fast.engine.compiling import (
 )
 from serl_fast.engine.config import BELOW, EngineConfig, Execution
 from serl_fast.engine.graphs import CapturedProgram, CudaGraphs, Watch, own_memory
-from serl_fast.engine.programs import Drawn, Parts, Program, build_program, draw, kept_of, rows_of
+from serl_fast.engine.programs import Builder, Drawn, Parts, Program, draw, kept_of, rows_of
 
 Key = tuple[int, bool]
 """Number of updates of a call, and whether the last has the actor's objectives."""
+
+
+class _Built:
+    """Programs for the networks' modes as they are, and what builds more of them."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
+        self.programs: dict[Key, Program | CapturedProgram] = {}
 
 
 class Runner:
@@ -57,13 +65,15 @@ class Runner:
         self._save, self._restore = save, restore
         self.execution: Execution = config.execution
         self.newest: tuple[Batch, Drawn] | None = None
-        self._programs: dict[Key, Program | CapturedProgram] = {}
-        self._by_modes: dict[tuple[bool, ...], dict[Key, Program | CapturedProgram]] = {}
+        self._forget()
         self._graphs: CudaGraphs | None = None
         self._memory: dict[int, Batch] = {}  # of captured programs, by their updates
         self._watch = Watch(parts.agent.networks)
-        self._modes: list[bool] = []
+        self._names: dict[str, list[str]] = {}  # of trained parameters, by their optimizer
+        for name in parts.adam:
+            self._trained(name)
         self._said = False
+        self._generation = getattr(parts.source, "generation", 0)
 
     def run(self, key: Key, batch: Batch, at: int) -> list[dict[str, Tensor]]:
         """Run a program.
@@ -78,9 +88,10 @@ class Runner:
 
         Raises:
             ExecutionError: it can not be captured or compiled, and ``config.strict``.
+            ValueError: other parameters take a gradient than when the engine was built.
         """
         self._notice_changes(at)
-        program = self._programs.get(key)
+        program = self._built.programs.get(key)
         if program is None:
             return self._first(key, batch, at)
         if isinstance(program, CapturedProgram):
@@ -130,7 +141,13 @@ class Runner:
     def _fall_to(self, execution: Execution) -> None:
         if execution != self.execution:
             self.execution = execution
-            self._programs, self._by_modes, self._modes = {}, {}, []
+            self._forget()
+
+    def _forget(self) -> None:
+        """Build everything anew."""
+        self._built = _Built(self._builder())
+        self._by_modes: dict[tuple[bool, ...], _Built] = {}
+        self._modes: list[bool] = []
 
     def _start(self, key: Key, batch: Batch, saved: Any, at: int) -> list[dict[str, Tensor]]:
         """Build a program, warm it up and capture it if that is asked for, and run it once from the state as it is."""
@@ -138,14 +155,14 @@ class Runner:
         if (guard := self._parts.options.guard) is not None:
             kept = kept_of(batch, drawn, 0, key[0])
             guard.prepare_to_keep(kept["batch"], kept["noise"])
-        program = self._build(key)
-        if self.execution != "eager" and any(key in programs for programs in self._by_modes.values()):
+        program = self._built.builder.build(*key)
+        if self.execution != "eager" and any(key in built.programs for built in self._by_modes.values()):
             again = "captured" if self.execution == "graphed" else "compiled"
             self._say(REBUILT.format(again, at, "train(), eval() or requires_grad changed"))
         if self.execution != "graphed":
             self.newest = batch, drawn
             metrics = program(batch, drawn)
-            self._programs[key] = program
+            self._built.programs[key] = program
             return metrics
         self._graphs = self._graphs or CudaGraphs(self._device, self._generator)
         if key[0] not in self._memory:
@@ -154,10 +171,10 @@ class Runner:
             self._graphs, lambda given: program(given, self._draw(key, given)), self._memory[key[0]]
         )
         self._restore(saved)  # to warm up is to train
-        self._programs[key] = captured
+        self._built.programs[key] = captured
         return captured(batch)
 
-    def _build(self, key: Key) -> Program:
+    def _builder(self) -> Builder:
         parts = self._parts
         if self.execution != "eager":
             if can_trace_autograd():
@@ -165,25 +182,52 @@ class Runner:
                 parts = parts._replace(compile_whole=compile_function)
             else:
                 parts = parts._replace(options=parts.options._replace(compile_part=compile_function))
-        return build_program(parts, *key)
+        return Builder(parts)
 
     def _notice_changes(self, at: int) -> None:
-        """Forget programs that would write to tensors that are no longer the networks'."""
+        """Forget programs that would write to, or read, tensors that are no longer the networks' or the source's."""
         graphed = self.execution == "graphed"
+        if self._generation != (generation := getattr(self._parts.source, "generation", 0)):
+            self._generation = generation
+            self._forget()
         replaced = self._watch.replaced()
         if replaced or (graphed and self._watch.moved()):
             networks = self._parts.agent.networks.to(self._device)
             for name, state in self._parts.adam.items():
-                trained = self._parts.agent.optimized[name]
-                state.parameters = [p for key in trained for p in networks[key].parameters() if p.requires_grad]
+                state.parameters = list(self._trained(name).values())
             self._watch = Watch(networks)
-            if self._programs and self.execution != "eager":
+            if self._built.programs and self.execution != "eager":
                 again = "captured" if graphed else "compiled"
                 self._say(REBUILT.format(again, at, "a network's tensors were replaced"))
-            self._programs, self._by_modes, self._modes = {}, {}, []
-        if self.execution != "eager" and (modes := self._watch.modes(training=graphed)) != self._modes:
+            self._forget()
+        if (modes := self._watch.modes(training=graphed)) != self._modes:
+            for name in self._parts.adam:
+                self._trained(name)
             self._modes = modes
-            self._programs = self._by_modes.setdefault(tuple(modes), {})
+            self._built = self._by_modes.setdefault(tuple(modes), _Built(self._builder()))
+
+    def _trained(self, name: str) -> dict[str, Tensor]:
+        """The parameters of an optimizer by their names in the networks.
+
+        Raises:
+            ValueError: they are not those that it was built for.
+        """
+        networks = self._parts.agent.networks
+        found: dict[str, Tensor] = {
+            f"{key}.{parameter_name.removeprefix('_orig_mod.')}": parameter  # of networks in torch.compile
+            for key in self._parts.agent.optimized[name]
+            for parameter_name, parameter in networks[key].named_parameters()
+            if parameter.requires_grad
+        }
+        expected = self._names.setdefault(name, list(found))
+        if list(found) == expected:
+            return found
+        changed = sorted(set(found) ^ set(expected))
+        was = "frozen" if changed[0] in expected else "made trainable"
+        raise ValueError(
+            f"{changed[0]} was {was} after the engine was built, and optimizer {name!r} has moments for "
+            f"{len(expected)} tensors, not {len(found)}; set requires_grad first, or build a new Engine"
+        )
 
     def _say(self, line: str) -> None:
         if not self._said:

@@ -124,6 +124,7 @@ def crop_normalize_triton(
     """
     height, width, channels = images[0].shape[1:]
     counts = [corners.shape[0] for corners in offsets]
+    assert rows or counts == [image.shape[0] for image in images], "frames of a store without rows"
     output = torch.empty(sum(counts), height, width, channels, dtype=dtype, device=images[0].device)
     mean, std = mean.contiguous(), std.contiguous()
     size, start = height * width * channels, 0

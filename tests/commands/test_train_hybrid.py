@@ -76,8 +76,9 @@ def test_a_whole_run_leaves_everything_behind(demos, tmp_path, capsys):
         == 0
     )
     printed = capsys.readouterr().out
+    # Behind three updates on demonstrations gradient step 20 lies in the block from 17 to 21.
     for name in ("config.json", "metrics.csv", "tensorboard", "success.png", "rollout.mp4", "final_model.pth",
-                 "checkpoint_20.pth", "checkpoint_400.pth"):  # fmt: skip
+                 "checkpoint_21.pth", "checkpoint_400.pth"):  # fmt: skip
         assert (run / name).exists(), name
         assert str(run / name) in printed
     assert "success rate over 2 fresh episodes" in printed
@@ -291,16 +292,16 @@ def test_a_failing_robot_saves_what_there_is(tmp_path, toy_arm):
 
 
 def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path, monkeypatch):
-    update = train_hybrid.Engine.update
+    update = train_hybrid.Engine.update_block
 
-    def poisoned(self, batch, with_actor=True):
-        metrics = update(self, batch, with_actor)
+    def poisoned(self, *arguments):
+        metrics = update(self, *arguments)
         if self.updates == 33:
             with torch.no_grad():
                 next(self.agent.networks["actor"].parameters()).fill_(float("nan"))
         return metrics
 
-    monkeypatch.setattr(train_hybrid.Engine, "update", poisoned)
+    monkeypatch.setattr(train_hybrid.Engine, "update_block", poisoned)
     flags = ["--env", "toy/Arm-v0", "--save_dir", str(tmp_path), "--eval_interval=0", "--synchronous"]
     with pytest.raises(
         RuntimeError, match=r"training stopped: critic/loss is nan at update 34.*the weights are not finite"
@@ -469,6 +470,7 @@ def test_one_interrupt_finishes_the_step_saves_and_exits_cleanly(tmp_path, numbe
     assert process.returncode == 0, output
     assert "finishing the step and saving" in output
     last = load_checkpoint(latest_checkpoint(tmp_path))
+    assert last["updates"] % 2 == 0  # between two blocks
     assert len(ReplayStore.load(tmp_path / f"replay_{last['updates']}" / "online")) > 0
     assert (tmp_path / "final_model.pth").exists()
 

@@ -6,7 +6,7 @@ import torch
 from serl_fast import train_hybrid
 from serl_fast.checkpoint import latest_checkpoint, load_checkpoint
 from serl_fast.cli import parse
-from serl_fast.engine import acting as acting_module
+from serl_fast.engine import policy as policy_module
 from serl_fast.train_hybrid_config import PRESETS, TrainHybridConfig
 
 TINY = [
@@ -26,7 +26,7 @@ def test_samples_and_modes_are_compiled_before_the_environment_moves(tmp_path, m
         compiled.append(function)
         return function
 
-    monkeypatch.setattr(acting_module, "compile_function", compile_function)
+    monkeypatch.setattr(policy_module, "compile_function", compile_function)
     moved = []
     monkeypatch.setattr("tests.toy_arm.ToyArm.step", lambda self, action: moved.append(action))
     run = build("--env=toy/Arm-v0", "--execution=compiled", f"--save_dir={tmp_path / 'compiled'}")

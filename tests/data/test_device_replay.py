@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from serl_fast.core import DeviceSource, leaves
+from serl_fast.core import Agent, DeviceSource, Loss, Objective, leaves
 from serl_fast.data import mirror as mirrors
 from serl_fast.data.device_replay import DeviceReplay, choose_placement, largest_remainders, replay_bytes
+from serl_fast.engine import Engine, EngineConfig
+from serl_fast.engine import config as config_module
+from serl_fast.engine import runner as runner_module
+from serl_fast.engine.ranks import SharedSource
 from serl_fast.replay import Mixture, ReplayStore
+from tests.engine.tape import Tape
 
 CAMERAS = ("front", "wrist")
 
@@ -473,3 +478,86 @@ def test_a_sync_never_tears_a_batch_under_way(most):
     # Few new steps go to spare places and are copied beside the step under way; many must wait for it.
     assert (cuda.log.count("announced") > cuda.log.count("all")) == (most < 40)
     assert cuda.log.count("main waits") > 50
+
+
+def equal_to_the_store(replay, store):
+    noise, size = rows_of_all(replay)
+    assert size == len(store)
+    assert_equal(replay.batch(noise), store.sampler(0.99).batch_at(noise["steps"].numpy() % size))
+
+
+@pytest.mark.parametrize("form", [{}, {"cameras": ()}], ids=["images", "state"])
+def test_a_store_that_outgrows_its_room_gets_more(form, capsys):
+    store, other = make_store(200, 10, **form), make_store(50, 60, **form)
+    replay = DeviceReplay([store, other], 200, shares=(1, 0), room=(12, 50))
+    small = replay.nbytes
+    assert small == replay_bytes([store, other], room=(12, 50)) < replay_bytes([store, other])
+    seen = []
+    for time in range(10, 260):
+        replay.sync()
+        equal_to_the_store(replay, store)
+        assert replay.sizes[1] == 50
+        seen.append(replay.generation)
+        store.append(step(time, **form))
+    assert seen == sorted(seen)
+    assert [seen.count(number) for number in range(4)] == [3, 14, 28, 56]  # room for 12, 26, 54, 110, then all
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "replay on cpu: room for 26 and 50 transitions in place of 12 and 50; the step is built anew"
+    assert len(said) == replay.generation == 4
+    assert replay.nbytes == replay_bytes([store, other])
+    first = DeviceReplay([store], 1, room=[7])
+    assert first.nbytes == replay_bytes([store])  # never less than what is there
+    with pytest.raises(ValueError, match=r"room is \(3,\) for 2 stores; it is one per store, at least 1"):
+        DeviceReplay([store, other], 1, room=[3])
+
+
+def test_without_memory_for_more_room_the_newest_are_drawn(monkeypatch, capsys):
+    store = make_store(500, 10)
+    replay = DeviceReplay([store], 64, ids=True, room=[20])
+    empty = mirrors.Arena.empty.__func__
+
+    def out_of_memory(cls, schema, forms, device):
+        if forms[0].capacity > 20:
+            raise RuntimeError("CUDA out of memory")
+        return empty(cls, schema, forms, device)
+
+    monkeypatch.setattr(mirrors.Arena, "empty", classmethod(out_of_memory))
+    for time in range(10, 200):
+        store.append(step(time))
+        if time % 3 == 0:
+            replay.sync()
+            newest = range(max(0, time + 1 - 20), time + 1)
+            ids = draw(replay)["ids"].numpy()
+            assert set(ids.tolist()) <= set(newest)
+            assert replay.sizes == (len(newest),)
+            assert_equal(
+                replay.batch(rows_of_all(replay)[0]), store.sampler(0.99, ids=True).batch_of(np.resize(newest, 64))
+            )
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["replay on cpu: no memory for 44 transitions; the newest 20 of the stores are drawn"]
+    assert replay.generation == 1
+
+
+def test_a_captured_step_is_built_anew_for_the_larger_room(monkeypatch):
+    monkeypatch.setattr(config_module, "CAPTURING_DEVICES", ("cpu",))
+    monkeypatch.setattr(runner_module, "CudaGraphs", Tape)
+    monkeypatch.setattr(runner_module, "compile_function", lambda function: function)
+    monkeypatch.setattr(Tape, "captures", 0)
+    store = make_store(100, 4, cameras=())
+    replay = DeviceReplay([store], 32, ids=True, room=[4])
+
+    def loss(networks, batch, noise):
+        return Loss(networks["actor"].weight.square().sum(), {"newest": batch["ids"].max().float()})
+
+    networks = torch.nn.ModuleDict({"actor": torch.nn.Linear(1, 1)})
+    agent = Agent(networks, (Objective("actor", loss, ("actor",)),), lambda *_: {})
+    source = SharedSource(replay, rank=0, size=1)  # as each of several processes has it
+    engine = Engine(agent, EngineConfig("graphed", strict=True), source=source)
+    newest = []
+    for time in range(4, 60):
+        replay.sync()
+        newest.append(engine.update()["actor/newest"].item())
+        store.append(step(time, cameras=()))
+    assert replay.generation == 4
+    assert Tape.captures == 1 + 4
+    assert max(newest[-10:]) > 45

@@ -60,6 +60,31 @@ def test_a_reader_follows_the_mixture_that_it_is_given(kind, stores):
     reader.close()
 
 
+@pytest.mark.parametrize("kind", ["line", "stream"])
+@pytest.mark.parametrize("short", [False, True])
+def test_a_block_is_drawn_at_once_and_has_the_rows_of_single_draws(kind, short):
+    reader = BatchReader(8) if kind == "line" else StreamReader(8, CPU, updates=3)
+    blocks, singles = ([make_store(1), make_store(-1, 0 if short else 20)] for _ in range(2))
+    from_blocks, from_singles = Mixture(blocks, discount=0.9), Mixture(singles, discount=0.9)
+    single = BatchReader(8)
+    expected = [single.read(from_singles)["rewards"].clone() for _ in range(7)]
+    for block in range(2):
+        rewards = reader.read(from_blocks, 3)["rewards"].view(3, 8)
+        assert torch.equal(rewards, torch.stack(expected[3 * block : 3 * block + 3]))
+        assert (rewards[:, : 8 if short else 4] > 0).all()
+    alone = reader.read(from_blocks)["rewards"]  # one beside the blocks, of rows drawn now
+    assert alone.shape == (8,)
+    assert reader.blank(from_blocks, 3)["rewards"].shape == (24,)
+    assert reader.blank(from_blocks)["rewards"].shape == (8,)
+    reader.close()
+
+
+def test_a_share_that_is_no_whole_number_is_rounded_over_the_block():
+    rewards = BatchReader(5).read(Mixture([make_store(1), make_store(-1)]), 4)["rewards"]
+    assert (rewards > 0).sum() == 10
+    assert all(2 <= (update > 0).sum() <= 3 for update in rewards.view(4, 5))
+
+
 def test_the_reader_suits_the_device(stores, monkeypatch):
     def made(*arguments):
         return type(make_reader(*arguments)[0])

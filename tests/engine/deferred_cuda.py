@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 _COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._foreach_copy_.default)
 
@@ -90,8 +91,9 @@ class CUDAGraph:
         self.replays += 1
         for function, args, kwargs, result in self.operations:
             fresh = function(*args, **kwargs)
-            if isinstance(result, torch.Tensor) and fresh is not result:
-                result.copy_(fresh)
+            for old, new in zip(tree_leaves(result), tree_leaves(fresh), strict=True):
+                if isinstance(old, torch.Tensor) and new is not old:
+                    old.copy_(new)
 
 
 class DeferredCuda:

@@ -45,20 +45,28 @@ def rows(tree: dict, part: slice) -> dict:
     return {k: rows(v, part) if isinstance(v, dict) else v[part] for k, v in tree.items()}
 
 
-def train(engine: Engine, part: slice, poison: int | None = None, actor: bool = True) -> dict:
-    """Take the updates on ``part`` of every batch, every second with the ``actor``.
+def joint(batches: list) -> dict:
+    """Batches one below the other."""
+    first = batches[0]
+    return torch.cat(batches) if isinstance(first, torch.Tensor) else {k: joint([b[k] for b in batches]) for k in first}
+
+
+def train(engine: Engine, part: slice, poison: int | None = None, actor: bool = True, block: int = 1) -> dict:
+    """Take the updates on ``part`` of every batch, every second with the ``actor``, or in blocks of so many.
 
     In the batch ``poison`` the last row's reward is not a number.
     """
-    for update in range(UPDATES):
-        batch = batch_of(update)
-        if update == poison:
-            batch["rewards"][-1] = torch.nan
-        metrics = engine.update(rows(batch, part), with_actor=actor and update % 2 == 1)
+    given = [batch_of(update) for update in range(UPDATES)]
+    if poison is not None and poison >= 0:
+        given[poison]["rewards"][-1] = torch.nan
+    parts = [rows(batch, part) for batch in given]
+    for update in range(0, UPDATES, block):
+        last = update + block - 1
+        metrics = engine.update_block(joint(parts[update : last + 1]), block, with_actor=actor and last % 2 == 1)
     return {name: float(value) for name, value in metrics.items()}
 
 
-def main(directory: str, execution: str, compat: str, poison: str) -> None:
+def main(directory: str, execution: str, compat: str, poison: str, block: str) -> None:
     torch.set_num_threads(1)
     ranks = Ranks(torch.device("cpu"), timeout=60)
     agent = ranks.share_noise(make_agent(compat or None), torch.device("cpu"))
@@ -67,7 +75,7 @@ def main(directory: str, execution: str, compat: str, poison: str) -> None:
     error, metrics = "", {}
     try:
         mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
-        metrics = ranks.mean(train(engine, mine, int(poison), actor=execution == "eager"))
+        metrics = ranks.mean(train(engine, mine, int(poison), actor=execution == "eager", block=int(block)))
     except RuntimeError as raised:
         error = str(raised)
     content = {"networks": agent.networks.state_dict(), "error": error, "metrics": metrics, "updates": engine.updates}

@@ -7,7 +7,7 @@ import torch
 from serl_fast.agents.build import build_agent
 from serl_fast.agents.sac_config import SACConfig
 from serl_fast.engine import ExecutionError, PolicyPublisher, PolicyRunner
-from serl_fast.engine import acting as acting_module
+from serl_fast.engine import policy as policy_module
 from tests.engine.deferred_cuda import DeferredCuda
 
 SMALL = SACConfig(hidden_widths=(16, 16), proprioception_dim=None)
@@ -38,7 +38,7 @@ def shift(agent, publisher: PolicyPublisher) -> None:
 def test_compiled_and_captured_policies_act_as_the_eager_one(agent, captured, monkeypatch):
     cuda = DeferredCuda(deferred=False) if captured else None
     if captured:  # the capture is what is tested; the compiler is, in the other case
-        monkeypatch.setattr(acting_module, "compile_function", lambda function: function)
+        monkeypatch.setattr(policy_module, "compile_function", lambda function: function)
     execution = "graphed" if captured else "compiled"
     eager = PolicyRunner(agent, seed=3)
     fast = PolicyRunner(agent, seed=3, execution=execution, strict=True, cuda=cuda)
@@ -71,7 +71,7 @@ def test_images_stay_eager_on_a_cpu(monkeypatch):
     def fail(function):
         raise AssertionError("compiled")
 
-    monkeypatch.setattr(acting_module, "compile_function", fail)
+    monkeypatch.setattr(policy_module, "compile_function", fail)
     agent = build_agent(5, 7, 1, ("front",), SACConfig(encoder="small", hidden_widths=(16,)))
     runner = PolicyRunner(agent, execution="compiled", strict=True)
     image = np.arange(128 * 128 * 3).astype(np.uint8).reshape(128, 128, 3)
@@ -89,7 +89,7 @@ def break_compiler(monkeypatch) -> None:
 
         return run
 
-    monkeypatch.setattr(acting_module, "compile_function", compile_function)
+    monkeypatch.setattr(policy_module, "compile_function", compile_function)
 
 
 def test_a_policy_that_does_not_compile_acts_eagerly_and_says_so(agent, monkeypatch, capsys):

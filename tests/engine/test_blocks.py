@@ -77,6 +77,29 @@ def test_a_compiled_block_is_three_graphs_however_long(name, backend, monkeypatc
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["sac, every option", "pixels, compat"])
+def test_single_updates_beside_blocks_run_on_their_steps(name, monkeypatch, capsys):
+    monkeypatch.setattr("serl_fast.engine.compiling.torch.compile", trace_only)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    given = list(batches(CASES[name], 2 * UPDATES + 2))
+    plain, mixed = engine_of(name), engine_of(name, "compiled")
+    mixed.warm_up(joint(given[:UPDATES]), UPDATES)
+    mixed.warm_up(given[0])
+    compiled = graphs()
+    assert compiled <= 4  # the two steps, and a preparation for each number of rows if it does anything
+    for index, batch in enumerate(given):
+        plain.update(batch, with_actor=index % UPDATES == UPDATES - 1)
+    mixed.update_block(joint(given[:UPDATES]), UPDATES)
+    for index, batch in enumerate(given[UPDATES : 2 * UPDATES]):
+        mixed.update_block(batch, 1, with_actor=index == UPDATES - 1)
+    mixed.update_block(joint(given[2 * UPDATES :]), 2, with_actor=False)
+    assert largest_difference(plain, mixed) < 1e-4
+    assert torch.equal(plain.generator.get_state(), mixed.generator.get_state())
+    assert graphs() <= compiled + 1  # the preparation of two updates
+    assert not capsys.readouterr().err
+
+
 def test_the_trunk_runs_once_for_a_block():
     engine = engine_of("pixels, compat")
     trunk = next(m for m in engine.agent.networks.modules() if type(m).__name__ == "FrozenTrunk")
@@ -130,6 +153,17 @@ def test_blocks_that_can_not_be_are_refused(quadratic):
     with pytest.raises(ValueError, match=r"'actions' is float32\[6, 1\]; the step was built for float32\[8, 1\]"):
         engine.update_block({"actions": torch.zeros(6, 1)}, 2)
     engine.update({"actions": torch.zeros(4, 1)})  # single updates have a size of their own
+    engine.update({"actions": torch.zeros(4, 1)})
+
+
+def test_where_failed_batches_are_kept_all_updates_have_as_many_rows(fragile):
+    engine = Engine(fragile(), EngineConfig(check_interval=10))
+    good = fragile_batch()
+    engine.update_block(joint([good] * UPDATES), UPDATES)
+    engine.update(good)
+    with pytest.raises(ValueError, match=r"2 update\(s\) on 4 rows have 2 each; .* of a failed update of 4 rows"):
+        engine.update_block(good, 2)
+    assert engine.updates == UPDATES + 1
 
 
 def test_noise_of_one_update_is_not_joined():

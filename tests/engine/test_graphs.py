@@ -269,3 +269,31 @@ def test_the_watch_sees_what_it_must():
     watch = Watch(networks)
     networks["a"] = nn.Linear(2, 2)
     assert watch.replaced()
+
+
+@pytest.mark.parametrize("execution", ["eager", "compiled", "graphed"])
+def test_freezing_what_is_trained_is_one_clear_error(quadratic, execution, capsys):
+    engine = Engine(quadratic(), EngineConfig(execution))
+    weight = engine.agent.networks["actor"].weight
+    batch = {"actions": torch.zeros(4, 1)}
+    engine.update(batch)
+    weight.requires_grad_(False)
+    frozen = r"actor\.weight was frozen after the engine was built, .* for 1 tensors, not 0; set requires_grad first"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=frozen):
+            engine.update(batch)
+    assert engine.updates == 1
+    weight.requires_grad_(True)
+    engine.update(batch)
+    assert engine.execution == execution
+    assert not capsys.readouterr().err
+
+
+def test_what_is_made_trainable_is_not_left_out_silently(quadratic):
+    agent = quadratic()
+    agent.networks["actor"].bias = nn.Parameter(torch.zeros(1), requires_grad=False)
+    engine = Engine(agent)
+    engine.update({"actions": torch.zeros(4, 1)})
+    agent.networks["actor"].bias.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"actor\.bias was made trainable after the engine was built"):
+        engine.update({"actions": torch.zeros(4, 1)})

@@ -1,5 +1,8 @@
 """Which tensors are 16 bits wide and which are not, under autocast on the CPU."""
 
+import dataclasses
+import re
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from serl_fast.agents import hybrid_sac
 from serl_fast.agents.sac import critic_targets
 from serl_fast.agents.sac_config import SACConfig
 from serl_fast.engine import Engine, EngineConfig
+from serl_fast.engine import config as config_module
 from serl_fast.networks.classifier import RewardClassifier
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -81,3 +85,74 @@ def test_log_probabilities_of_a_narrow_policy_keep_their_digits():
         distribution = agent.networks["actor"](agent.networks["encoder"](batch()["observations"]))
     rounded = torch.tensor(-7.123).bfloat16().float()
     torch.testing.assert_close(distribution.std.log(), torch.full((8, 6), rounded.item()), rtol=1e-6, atol=1e-6)
+
+
+def flags() -> tuple[bool, bool]:
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+def test_an_engine_in_tf32_leaves_another_ones_float32_alone(monkeypatch):
+    monkeypatch.setattr(config_module, "TF32_DEVICES", ("cpu",))
+    monkeypatch.setattr(EngineConfig, "check", lambda self, device: None)  # tf32 needs a GPU, its flags do not
+    before, seen = flags(), []
+
+    def watched(networks, observations, noise):
+        seen.append(flags())
+        return observations["state"]
+
+    def engine(precision):
+        agent = hybrid_sac.hybrid_sac(5, 1, config=CONFIG)
+        prepare = agent.prepare
+
+        def watching(networks, batch, noise):
+            seen.append(flags())
+            return prepare(networks, batch, noise)
+
+        return Engine(dataclasses.replace(agent, prepare=watching, policy=watched), EngineConfig(precision=precision))
+
+    try:
+        exact, fast = engine("float32"), engine("tf32")
+        data = batch()
+        for each in (exact, fast, exact, fast):
+            each.update(data)
+            each.act(data["observations"])
+        assert seen == ([(False, False)] * 2 + [(True, True)] * 2) * 2
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize(
+    ("precision", "has", "said"),
+    [
+        ("float32", False, None),
+        ("float16", True, None),
+        ("float16", None, None),  # torch does not say
+        ("float16", False, "precision 'float16': this CPU has no instructions .* tens of times .* choose 'float32'"),
+        ("bfloat16", False, "precision 'bfloat16': this CPU has no instructions .* slower .* choose 'float32'"),
+        ("bfloat16", True, None),
+    ],
+)
+def test_a_precision_that_the_cpu_computes_slowly_is_remarked_on(precision, has, said, monkeypatch):
+    monkeypatch.setattr(config_module, "computes_in", lambda dtype: has)
+    remark = EngineConfig(precision=precision).remark(torch.device("cpu"))
+    assert remark == said if said is None else re.fullmatch(said, remark)
+    assert EngineConfig(precision=precision).remark(torch.device("cuda")) is None
+
+
+@pytest.mark.parametrize(
+    ("machine", "avx512", "amx", "onednn", "expected"),
+    [
+        ("x86_64", False, False, True, (False, True)),  # oneDNN converts where there is AVX-512 alone
+        ("AMD64", False, True, False, (True, False)),
+        ("x86_64", True, False, False, (True, False)),
+        ("aarch64", False, False, True, (True, True)),
+        ("aarch64", True, True, False, (False, False)),
+    ],
+)
+def test_what_a_cpu_computes_in(machine, avx512, amx, onednn, expected, monkeypatch):
+    monkeypatch.setattr(config_module.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    for name in ("bf16", "fp16"):
+        monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: onednn, raising=False)
+    assert tuple(map(config_module.computes_in, (torch.bfloat16, torch.float16))) == expected

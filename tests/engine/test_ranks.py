@@ -17,13 +17,16 @@ from tests.engine import ranks_worker
 TOLERANCE = 1e-6  # relative, of whole networks
 
 
-def launch(directory: Path, execution: str = "eager", compat: str = "", poison: int = -1, size: int = 2) -> list[dict]:
+def launch(
+    directory: Path, execution: str = "eager", compat: str = "", poison: int = -1, block: int = 1, size: int = 2
+) -> list[dict]:
     """Run the worker in ``size`` processes; what each left behind."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.engine.ranks_worker", str(directory), execution, compat, str(poison)]
+    command.append(str(block))
     processes = [
         subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(size)
@@ -58,6 +61,15 @@ def test_two_ranks_equal_one_process_with_the_joint_batch(tmp_path, execution, c
     assert losses
     for name, value in losses.items():
         assert math.isclose(first["metrics"][name], value, rel_tol=1e-4, abs_tol=1e-6), name
+
+
+def test_a_block_of_two_ranks_equals_single_updates_of_one_process(tmp_path):
+    first, second = launch(tmp_path, block=2)
+    agent = ranks_worker.make_agent()
+    ranks_worker.train(Engine(agent, seed=5), slice(None))
+    assert_equal(first["networks"], agent.networks.state_dict())
+    for name, value in first["networks"].items():
+        assert torch.equal(value, second["networks"][name]), name
 
 
 def test_a_bad_row_of_one_rank_stops_all_at_the_same_update(tmp_path):

@@ -24,22 +24,24 @@ FLAGS = [
 
 def break_batch(monkeypatch, update: int) -> None:
     """Put a NaN among the rewards of one update's batch."""
-    plain = Engine.update
+    plain = Engine.update_block
 
-    def broken(self, batch, with_actor=True):
-        if self.updates + 1 == update:
+    def broken(self, batch, updates, with_actor):
+        if self.updates < update <= self.updates + updates:
             rewards = batch["rewards"].clone()
-            rewards[3] = math.nan
+            rewards.view(updates, -1)[update - self.updates - 1, 3] = math.nan
             batch = {**batch, "rewards": rewards}
-        return plain(self, batch, with_actor)
+        return plain(self, batch, updates, with_actor)
 
-    monkeypatch.setattr(Engine, "update", broken)
+    monkeypatch.setattr(Engine, "update_block", broken)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_kept_for_inspection(tmp_path, monkeypatch):
-    break_batch(monkeypatch, 28)
+@pytest.mark.parametrize("block", [1, 5])
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_kept_for_inspection(tmp_path, monkeypatch, block):
+    break_batch(monkeypatch, 28)  # of the block 26 to 30 the third
+    blocks = [f"--cta_ratio={block}", f"--max_utd_ratio={block}"]
     with pytest.raises(RuntimeError) as caught:
-        train_hybrid.run([*FLAGS, "--save_dir", str(tmp_path), "--execution=eager"])
+        train_hybrid.run([*FLAGS, *blocks, "--save_dir", str(tmp_path), "--execution=eager"])
     assert isinstance(caught.value.__cause__, NonFiniteLossError)
     said = str(caught.value)
     assert said.startswith("training stopped: critic/loss is nan at update 28, which was not taken")

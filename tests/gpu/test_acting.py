@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from serl_fast.agents.hybrid_sac import hybrid_sac
-from serl_fast.engine import PolicyPublisher, PolicyRunner
+from serl_fast.engine import Engine, EngineConfig, PolicyPublisher, PolicyRunner
 
 pytestmark = pytest.mark.gpu
 
@@ -38,6 +38,23 @@ def test_a_captured_policy_acts_as_the_eager_one_and_follows_its_parameters(devi
         publisher.publish(agent.networks, agent.policy_networks, updates)
         wait_for(lambda: fast.refresh(publisher))
         wait_for(lambda: eager.refresh(publisher))
+
+
+def test_an_engine_acts_by_a_captured_policy_with_the_parameters_of_now(device):
+    torch.manual_seed(0)
+    agent = hybrid_sac(5)
+    execution = "graphed" if device.type == "cuda" else "compiled"
+    eager = Engine(agent, seed=3, device=device)
+    fast = Engine(agent, EngineConfig(execution, strict=True), seed=3, device=device)
+    for turn in range(3):
+        seen = {"state": torch.full((1, 5), 0.1 * turn, device=device)}
+        for deterministic in (False, True):
+            found = fast.act(seen, deterministic)
+            assert found.device.type == "cpu"
+            torch.testing.assert_close(found, eager.act(seen, deterministic), rtol=0, atol=1e-5)
+        with torch.no_grad():
+            for parameter in agent.networks["actor"].parameters():
+                parameter.add_(0.05)
 
 
 @pytest.mark.parametrize("reader", ["cpu", None])

@@ -12,6 +12,8 @@ from serl_fast.core import leaves
 from serl_fast.data.batches import to_tensors
 from serl_fast.data.device_replay import DeviceReplay
 from serl_fast.engine import Engine, EngineConfig
+from serl_fast.engine.compiling import compile_function
+from serl_fast.kernels.crop_normalize import crop_normalize
 from serl_fast.replay import ReplayStore
 
 pytestmark = pytest.mark.gpu
@@ -59,7 +61,8 @@ def test_a_step_that_draws_its_batch_sees_a_growing_store(execution, cuda):
         torch.manual_seed(0)
         store = ReplayStore.from_example({**step(0)}, 300, seed=1)
         grow(store, 0, 60)
-        replay = DeviceReplay([store], 32, fields=None, device=cuda)
+        room = None if each == "eager" else [100]  # which it outgrows twice
+        replay = DeviceReplay([store], 32, fields=None, room=room, device=cuda)
         replay.sync()
         agent = sac(5, 6, config=SACConfig(hidden_widths=(32, 32)))
         config = EngineConfig(each, strict=True)
@@ -74,10 +77,35 @@ def test_a_step_that_draws_its_batch_sees_a_growing_store(execution, cuda):
             metrics.append({name: value.clone() for name, value in engine.update().items()})
         eager, other = metrics
         assert other["critic/rewards"].item() == pytest.approx(eager["critic/rewards"].item(), rel=1e-5)
+    assert [replay.generation for replay in replays] == [0, 2]
     for found, expected in zip(
         engines[1].agent.networks.parameters(), engines[0].agent.networks.parameters(), strict=True
     ):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_crops_read_the_frames_where_the_replay_keeps_them(cuda):
+    store = ReplayStore.from_example(step(0), 200)
+    grow(store, 0, 150)
+    replay = DeviceReplay([store], 64, device=cuda)
+    replay.sync()
+    mean, std = 255 * torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], device=cuda)
+
+    def prepare(noise, offsets):
+        batch = replay.batch(noise)
+        images = [batch["observations"]["front"], batch["next_observations"]["front"]]
+        return crop_normalize(images, [offsets, offsets], mean, std)
+
+    compiled = compile_function(prepare)
+    generator = torch.Generator(cuda).manual_seed(0)
+    for _ in range(3):
+        noise = replay.draw_noise(generator, 1, cuda)
+        offsets = torch.randint(9, (64, 2), generator=generator, device=cuda)
+        with torch.profiler.profile() as profile:
+            found = compiled(noise, offsets)
+        assert torch.equal(found, prepare(noise, offsets))
+    names = [event.key for event in profile.key_averages()]
+    assert any("crop_normalize" in name for name in names), names
 
 
 def test_mirroring_never_waits_for_the_device(cuda):

@@ -272,9 +272,20 @@ def test_a_forked_child_is_told(make_store):
     assert len(batch["rewards"]) == 8
 
 
-def test_ctrl_c_ends_the_wait(make_store):
+@pytest.fixture
+def ctrl_c():
+    """A key press after 0.1 s; Python's own handler, for who runs the tests in the background may have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    yield timer
+    timer.cancel()
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_ends_the_wait(make_store, ctrl_c):
     with BatchStream(make_store(count=0), 8) as stream:
-        threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        ctrl_c.start()
         with pytest.raises(KeyboardInterrupt):
             stream.next()
 
@@ -380,9 +391,10 @@ def test_limits_by_hand():
         limiter.insert(1)
 
 
-def test_ctrl_c_ends_the_wait_for_the_limiter():
+@pytest.mark.timeout(60)
+def test_ctrl_c_ends_the_wait_for_the_limiter(ctrl_c):
     limiter = RateLimiter(1, 1.0, slack=10)
-    threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    ctrl_c.start()
     with pytest.raises(KeyboardInterrupt):
         limiter.sample(1)
     assert limiter.sampled == 0

@@ -1,0 +1,175 @@
+"""The command: from cases to a report, pictures and the README, and results side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import plugin as plugins
+from benchmarks.limits import Limit
+from benchmarks.plugin import Lines, Plugin, Selection, duration, run_pass
+from benchmarks.report import BEGIN, END
+from benchmarks.results import Results
+from benchmarks.suite import REGISTRY, Run
+
+CASES = """
+import time
+import pytest
+from benchmarks.suite import Run, Work, case, full
+
+def spin(seconds):
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+@case("replay", variants=("ours", "gone", "numpy"), title="spin {n} times", scaling="n")
+@pytest.mark.parametrize("n", [1, 4, pytest.param(16, marks=full)])
+def spins(run, n):
+    functions = {"ours": lambda: spin(n * 5e-5), "numpy": lambda: spin(n * 2e-4)}
+    return Work(functions, n, "spins", bytes=1e3 * n, limit="copy", missing={"gone": "not | installed"},
+                extra={"ours": {"compile_s": 1.5, "peak_bytes": 2e6, "note": "spun"}})
+
+@case("act", variants=("eager", "compiled"), baseline="eager", title="spin beside eager")
+def acts(run):
+    return Work({"eager": lambda: spin(2e-4), "compiled": lambda: spin(5e-5)}, limit=lambda: spin(2.5e-5))
+
+@case("update", variants=("eager",))
+def breaks(run):
+    raise RuntimeError("does not build")
+
+def test_no_case():
+    raise AssertionError("ordinary tests do not run here")
+"""
+CONFTEST = "from benchmarks.conftest import measurements, pytest_collection_modifyitems, run\n"
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    (folder / "bench_tried.py").write_text(CASES)
+    (folder / "conftest.py").write_text(CONFTEST)
+    before = dict(REGISTRY)
+    monkeypatch.setattr(command, "run_pass", lambda plugin: run_pass(plugin, folder))
+    monkeypatch.setattr(command, "measured", lambda device, quick: [Limit("copy", 1e9, "bytes", "said so")])
+    monkeypatch.setattr(command, "busy_cores", lambda seconds: 0.0)
+    yield folder
+    REGISTRY.clear()
+    REGISTRY.update(before)
+
+
+def test_a_run_writes_everything(bench, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "results"
+    flags = ["--quick", "--device", "cpu", "--suite", "replay,act,update", "--output", str(out), "--passes", "2"]
+    assert command.command([*flags, "--seconds", "0.002"]) == 1  # one case fails
+    said = capsys.readouterr()
+    assert "4 cases in" in said.out
+    page = (out / "report.md").read_text()
+    assert "## replay" in page
+    assert "not \\| installed" in page
+    assert "failed: RuntimeError: does not build" in page
+    assert "in 2 passes" in page
+    assert "not yet measured" in page.lower()
+    found = Results.load(out)
+    by_id = {each.id: each for each in found.cases}
+    assert set(by_id) == {"replay/spins[1]", "replay/spins[4]", "act/acts", "update/breaks"}
+    assert [len(rounds) in (6, 7) for rounds in by_id["replay/spins[1]"].passes["ours"]] == [True, True]
+    assert by_id["update/breaks"].failed
+    assert found.of_limit(by_id["replay/spins[4]"], "ours") == pytest.approx(0.02, rel=0.7)
+    assert {path.name for path in out.glob("*.svg")} == {"act.svg", "replay_spins.svg"}
+    assert "<text" in (out / "act.svg").read_text()  # fonttype none
+
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert command.command(["report", str(out), "--readme", "--page", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "spin beside eager" in text
+    assert "results/act.svg" in text
+    capsys.readouterr()
+
+    assert command.command(["compare", str(out), str(out), str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "no difference" in said
+    assert "6 of 6 figures differ by less than the spread they print" in said
+
+
+def test_without_matplotlib_the_tables_stand(bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    flags = ["--quick", "--device", "cpu", "--suite", "act", "--seconds", "0.0001", "--output", str(tmp_path / "out")]
+    assert command.command(flags) == 0
+    assert "pip install 'serl-fast[logging]'" in capsys.readouterr().out
+    assert "spin beside eager" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_scale_and_words_choose_the_cases(bench):
+    ran = Plugin(Run(scale="full", rounds=6, seconds=1e-4), Selection(["replay"], "spin 16"))
+    run_pass(ran, bench)
+    assert list(ran.outcomes) == ["replay/spins[16]"]
+    assert ran.failures == []
+
+
+def test_a_file_that_can_not_be_imported_is_a_failure_and_the_rest_runs(bench):
+    (bench / "bench_broken.py").write_text("import there_is_no_such_module\n")
+    ran = Plugin(Run(scale="quick", rounds=6, seconds=1e-4), Selection(["act"]))
+    run_pass(ran, bench)
+    assert list(ran.outcomes) == ["act/acts"]
+    assert "there_is_no_such_module" in ran.failures[0]
+
+
+def test_progress_says_what_is_left(bench):
+    class Shown:
+        def __init__(self):
+            self.said = []
+
+        def show(self, *said):
+            self.said.append(said)
+
+    shown = Shown()
+    run = Run(scale="quick", rounds=6, seconds=1e-4)
+    run_pass(Plugin(run, Selection(["replay"]), {"replay/spins[1]": 8.0, "replay/spins[4]": 30.0}, shown), bench)
+    assert shown.said == [(0, 2, "replay: spin 1 times", 38.0), (1, 2, "replay: spin 4 times", 30.0)]
+
+
+def test_lines_come_now_and_then(capsys):
+    lines = Lines(sys.stdout, every=1e9)
+    lines.show(0, 2, "first", None)
+    lines.show(1, 2, "second", 3.0)
+    assert capsys.readouterr().out == "0 of 2, ? left: first\n"
+    assert duration(80.4) == "1 min 20 s"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--suite", "speed"], "suites speed are not known"),
+        (["--suite", "peers"], "--peers PYTHON"),
+        (["--device", "tpu"], "device is 'tpu'"),
+        (["--peers", "no-such-python", "--device", "cpu"], "can not be run"),
+        (["compare", "only-one"], "two or more"),
+        (["report", "nowhere"], "not there"),
+        (["repeat", "--times", "1"], "--times is 1"),
+        (["regression", "--rounds", "3"], "--rounds is 3"),
+    ],
+)
+def test_bad_input_is_one_clear_error(argv, said, bench):
+    with pytest.raises(ValueError, match=said):
+        command.command(argv)
+
+
+def test_results_of_another_format_are_refused(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({"format": 0}))
+    with pytest.raises(ValueError, match="format"):
+        Results.load(tmp_path)
+
+
+def test_plugin_name_is_the_one_that_the_fixtures_ask_for():
+    from benchmarks import conftest
+
+    assert conftest.NAME == plugins.NAME

@@ -1,0 +1,106 @@
+"""A replay store is only compared when it delivers what was stored."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.children import Unsupported
+from benchmarks.peers import settings
+from benchmarks.peers.replay import STORES, plain_numpy, store_kind, worker
+from benchmarks.peers.replay.worker import Worker
+
+
+class Faulty(plain_numpy.NumPy):
+    """NumPy's store with a planted mistake."""
+
+    fault = ""
+
+    def append(self, items):
+        if self.fault != "append does nothing":
+            super().append(items)
+
+    def extend(self, block):
+        if self.fault != "extend does nothing":
+            super().extend(block)
+
+    def fresh(self, rows):
+        draw = super().fresh(rows // 2 if self.fault == "fewer rows" else rows)
+        if self.fault == "the same batch":
+            batches = []
+            return lambda: (batches or batches.append(draw()) or batches)[0]
+        return lambda: self.spoilt(draw())
+
+    def into(self, rows):
+        draw = super().into(rows)
+        if self.fault == "reused arrays are not filled":
+            batch = draw()
+            return lambda: batch
+        return draw
+
+    def spoilt(self, batch):
+        if self.fault == "other actions":
+            return batch | {"actions": np.roll(batch["actions"], 1, 0)}
+        if self.fault == "next is now":
+            return batch | {"next_observations/state": batch["observations/state"]}
+        return batch
+
+
+@pytest.fixture
+def build(monkeypatch):
+    monkeypatch.setattr(worker.gc, "freeze", lambda: None)
+
+    def built(fault):
+        monkeypatch.setattr(worker, "store_kind", lambda *_: Faulty)
+        monkeypatch.setattr(Faulty, "fault", fault)
+        return Worker("NumPy", "states", "uniform").build(1024)
+
+    return built
+
+
+def test_a_store_that_does_the_work_is_measured(build):
+    assert build("")["wrong"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("append does nothing", "append: no batch"),
+        ("extend does nothing", "batches: no batch"),
+        ("the same batch", "of 1024 stored transitions were drawn"),
+        ("fewer rows", "100.0% of the rows"),
+        ("other actions", "are not what was stored"),
+        ("next is now", "100.0% of the rows"),
+        ("reused arrays are not filled", "reused arrays"),
+    ],
+)
+def test_other_work_is_refused(build, fault, said):
+    with pytest.raises(Unsupported, match=f"not the same work: .*{said}"):
+        build(fault)
+
+
+@pytest.mark.parametrize("order", ["n_step", "prioritized"])
+def test_the_twin_in_numpy_is_the_same_work(monkeypatch, order):
+    monkeypatch.setattr(worker.gc, "freeze", lambda: None)
+    assert Worker("NumPy", "states", order).build(1024)["wrong"] == 0
+
+
+@pytest.mark.parametrize(
+    ("work", "order"), [("states", "uniform"), ("states", "n_step"), ("states", "prioritized"), ("cameras", "uniform")]
+)
+def test_ours_is_the_same_work(monkeypatch, work, order):
+    monkeypatch.setattr(worker.gc, "freeze", lambda: None)
+    store = Worker("serl_fast", work, order)
+    assert store.build(1024 if work == "states" else 128)["wrong"] == 0
+    if order == "uniform":
+        assert store.prepare("append_fast", 128) == {}
+        assert store.rate("concurrent", 256, 0.0)["append"] > 0
+        assert store.torn(0.05)["concurrent"] == 0
+
+
+def test_every_store_says_how_it_is_set():
+    for name in STORES:
+        kind = store_kind(name)
+        assert settings(kind).lower().startswith(name.lower())
+        assert kind.modules
+        assert kind.package
