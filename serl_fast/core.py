@@ -51,7 +51,9 @@ class DeviceSource(Protocol):
         """The rows of all updates, [U * B, ...]; those of update u are u * B to (u + 1) * B.
 
         A function of ``noise`` and of the source's own tensors, which keep their addresses while their values change.
-        A source that replaces them all the same, between two steps, has an attribute ``generation`` that counts it.
+        A source that replaces them all the same, between two steps, has an attribute ``generation`` that counts it. One
+        whose draw depends on such values has a method ``drew_from() -> Noise``: with a copy of it in the noise, the
+        batch is the same again later.
         It reads nothing on the host, can be traced, and returns the same shapes every time.
         """
 

@@ -285,7 +285,8 @@ class Learner:
         if self.engine.execution != "eager":
             print("compiling the update ...", flush=True)
         for updates in self._sizes(at_once):
-            self._warm_up(updates)
+            if not stop.is_set():
+                self._warm_up(updates)
         self._reported_at = (time.monotonic(), self.engine.updates)  # compiling is not learning
         steps = self.config.pretrain_steps
         if steps and not len(self.demonstrations):
@@ -354,9 +355,19 @@ class Learner:
         try:
             self.engine.update_block(self._reader.read(source, updates), updates, with_actor)
         except NonFiniteLossError:
-            # Earlier ones of its block were taken; where the device is looked at now and then, later ones were counted.
-            self.counters.updates -= min(before - self.engine.updates, self.counters.updates)
+            if source is self._mixture:
+                self.recount(before)
             raise
+
+    def recount(self, before: int) -> None:
+        """After a failure, count what was taken alone.
+
+        Earlier updates of its block were taken; where the device is looked at now and then, some were counted before.
+
+        Args:
+            before: ``engine.updates`` when ``counters.updates`` was right.
+        """
+        self.counters.updates = max(self.counters.updates + self.engine.updates - before, 0)
 
     def report_rest(self) -> None:
         """At the end of a run: report what is still on its way, and the gradient steps since the last interval."""

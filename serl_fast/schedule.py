@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,8 +74,8 @@ class LoopConfig:
             raise ValueError(f"stop_success_rate is {self.stop_success_rate}; it must be in (0, 1]")
         for name in ("max_utd_ratio", "min_utd_ratio"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be positive")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be positive and finite (no limit: leave it out)")
         if (
             self.max_utd_ratio is not None
             and self.min_utd_ratio is not None

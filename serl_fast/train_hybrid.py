@@ -230,7 +230,12 @@ class Run:
             NonFiniteLossError: an update was not finite, or the weights hold NaN or infinity; the last good checkpoint
                 stays the newest.
         """
-        self.engine.check()
+        before = self.engine.updates
+        try:
+            self.engine.check()
+        except NonFiniteLossError:
+            self.learner.recount(before)
+            raise
         if not self.engine.finite():
             raise NonFiniteLossError(f"the weights are not finite after {self.engine.updates} updates")
         stores = self._stores_by_name() if self.config.save_replay else {}
@@ -434,7 +439,10 @@ class Run:
             self.device,
             synchronous=config.synchronous,
             updates=config.cta_ratio,
-            room=(self.online.capacity, len(self.demonstrations) + ROOM_FOR_INTERVENTIONS),
+            # Growing builds the step anew, which ranks would do at different updates.
+            room=None
+            if self.ranks.size > 1
+            else (self.online.capacity, len(self.demonstrations) + ROOM_FOR_INTERVENTIONS),
         )
         print(why)
         return reader

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from serl_fast.core import leaves
+from serl_fast.engine import NonFiniteLossError
 from serl_fast.loop import run_synchronous, run_threaded
 from serl_fast.schedule import crossed
 from tests.test_loop import Rig
@@ -181,3 +182,24 @@ def test_multiples_that_are_crossed():
     assert [crossed(3, before, before + 4) for before in range(4)] == [True] * 4
     assert [crossed(5, before, before + 2) for before in (2, 3, 4, 5)] == [False, True, True, False]
     assert not crossed(0, 0, 10)
+
+
+@pytest.mark.parametrize(("pretrain", "bad", "counted"), [(8, 1, 0), (0, 1, 6), (8, 3, 6)])
+def test_a_failure_counts_what_was_taken_and_pretraining_counts_nothing(toy_arm, pretrain, bad, counted):
+    """Two good updates of the failing block count; they do not where the block is one of pre-training."""
+    rig = Watched(toy_arm(intervals=[(3, 6)], goal=99), pretrain_steps=pretrain, max_steps=16)
+    rig.fill()
+    plain = rig.engine.update_block
+
+    def update_block(batch, updates, with_actor):
+        if len(rig.calls) == bad:
+            batch["rewards"][2 * len(batch["rewards"]) // BLOCK] = float("nan")
+        return plain(batch, updates, with_actor)
+
+    rig.engine.update_block = update_block
+    with pytest.raises(NonFiniteLossError):
+        rig.learner.prepare(rig.stop)
+        while True:
+            rig.learner.step(BLOCK)
+    assert rig.counters.updates == counted
+    assert rig.engine.updates == bad * BLOCK + 2

@@ -23,7 +23,7 @@ _RANDOM_BITS = 62  # of a random number: the most that int64 holds and that ever
 _LARGEST_SHARE = 0.7  # of the device's free memory that the replay may take; the rest is for the learner
 
 # Columns of the table that batches read, one row a store.
-_FIRST, _SIZE, _UNTIL, _ID = range(4)
+_SIZE, _UNTIL, _ID = range(3)
 
 
 class DeviceReplay:
@@ -103,7 +103,7 @@ class DeviceReplay:
         self._plan = _plan(self.layout, schema)
         self._discount = float(discount)
         self._positions = torch.arange(batch_size, device=self.device)
-        self._table = torch.zeros((len(stores), 4), dtype=torch.int64, device=self.device)
+        self._table = torch.zeros((len(stores), 3), dtype=torch.int64, device=self.device)
         self._short_said = self._full = False
         self._seen: Any = None  # what the stores had got, and the shares, at the last sync
         self.generation = 0
@@ -218,6 +218,10 @@ class DeviceReplay:
         size = (updates * self.batch_size,)
         return {"steps": torch.randint(0, 2**_RANDOM_BITS, size, generator=generator, device=device)}
 
+    def drew_from(self) -> Noise:
+        """What :meth:`draw` reads beside the noise; a copy, in a noise, has a batch gathered again after a ``sync``."""
+        return {"table": self._table}
+
     def batch(self, noise: Noise) -> Batch:
         """The rows of all updates, [U * B, ...]; see ``core.DeviceSource``. Zeros before there is anything to draw."""
         rows, ids = self.draw(noise)
@@ -225,10 +229,11 @@ class DeviceReplay:
 
     def draw(self, noise: Noise) -> tuple[Tensor, Tensor]:
         """The rows of the arena, and the numbers of their steps, int64 [U * B] each."""
-        store = (self._positions[None, :] >= self._table[:, _UNTIL, None]).sum(0)  # [B]
-        table, region = self._table[store], self._regions[store]
+        tables = noise.get("table", self._table)
+        store = (self._positions[None, :] >= tables[:, _UNTIL, None]).sum(0)  # [B]
+        table, region = tables[store], self._regions[store]
         age = noise["steps"].view(-1, self.batch_size) % table[:, _SIZE]
-        row = region[:, 0] + (table[:, _FIRST] + age) % region[:, 1]
+        row = region[:, 0] + (table[:, _ID] + age) % region[:, 1]
         return row.flatten(), (table[:, _ID] + age).flatten()
 
     def gather(self, rows: Tensor, ids: Tensor) -> Batch:
@@ -266,8 +271,7 @@ class DeviceReplay:
         for mirror, size, count in zip(self._mirrors, self.sizes, counts, strict=True):
             until += count
             # Where there is nothing to draw, every row is the first one of the first store.
-            rows.append([mirror.begin % mirror.form.rows, max(size, 1), until if any(counts) else self.batch_size])
-            rows[-1].append(mirror.begin)
+            rows.append([max(size, 1), until if any(counts) else self.batch_size, mirror.begin])
         if rows == self._published:
             return
         host = torch.tensor(rows)

@@ -76,6 +76,12 @@ class PolicyRunner:
         self._memory: ObservationMemory | None = None
         self._program: PolicyProgram | None = None
         self._action: Tensor | None = None
+        self._wait_for_current_stream()
+
+    def _wait_for_current_stream(self) -> None:
+        """Have the runner's stream wait for what was made on the current one."""
+        if self._cuda is not None:
+            self._stream.wait_stream(self._cuda.current_stream(self.device))
 
     @property
     def execution(self) -> Execution:
@@ -160,6 +166,7 @@ class PolicyRunner:
             cuda=self._cuda,
             stream=self._stream,
         )
+        self._wait_for_current_stream()
         return self._program
 
 

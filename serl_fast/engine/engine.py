@@ -206,7 +206,7 @@ class Engine:
             batch, drawn = self._runner.newest
             index = len(drawn.updates) - failure.updates_ago
             if index >= 0:
-                kept = copy.deepcopy(kept_of(batch, drawn, index, len(drawn.updates)))
+                kept = copy.deepcopy(kept_of(batch, drawn, index, len(drawn.updates), self._source))
         if self._source is not None and kept:
             kept["batch"] = copy.deepcopy(self._source.batch(kept["noise"].pop("source")))
         return kept
@@ -273,7 +273,7 @@ class Engine:
 
         One observation (B = 1) runs as updates do, compiled or captured, which the first call of each kind takes
         seconds for; several run operation by operation, and so do images on a CPU, where that is faster. Acting is
-        float32, on one of torch's threads. A thread beside the learner's has a ``PolicyRunner`` of its own.
+        float32 (products in tf32 if that is the precision), on one of torch's threads. A thread beside the learner's has a ``PolicyRunner`` of its own.
 
         Args:
             observations: [B, ...] each, on the engine's device.

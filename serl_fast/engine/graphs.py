@@ -39,6 +39,13 @@ class CudaGraphs:
         self._stream = torch.cuda.Stream(device)
         self._pool: Any = torch.cuda.graph_pool_handle()
 
+    def renew_pool(self) -> None:
+        """Share another pool from now on: one whose graphs are all gone can not be captured into again.
+
+        That is so while a tensor of it is alive, such as metrics that a caller still holds.
+        """
+        self._pool = torch.cuda.graph_pool_handle()
+
     def warm_up(self, function: Callable[[], Any]) -> None:
         """Run ``function`` as often as it takes, on a stream of its own."""
         with torch.cuda.device(self._device):

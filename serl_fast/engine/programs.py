@@ -1,8 +1,8 @@
 """What one call of the engine runs: one update, or a block of updates that share their preparation.
 
 A program is a function (batch, drawn) -> the metrics of every update. What is compiled as one is an update as a whole,
-with the source's gather and the preparation; of a block the preparation of all rows, the step without the actor and
-the step with it. Unrolled into one function a block takes minutes to compile; captured in a CUDA graph it is unrolled
+with the source's gather and the preparation; of a block the preparation (of all rows, or of as many updates' as
+:data:`LARGEST_PREPARATION` allows), the step without the actor and the step with it. Unrolled into one function a block takes minutes to compile; captured in a CUDA graph it is unrolled
 all the same. A single update beside blocks runs on their two steps and has its own preparation alone.
 """
 
@@ -19,6 +19,10 @@ from serl_fast.engine.step import AdamState, Step, StepOptions, as_it_is, build_
 
 Program = Callable[[Batch, "Drawn"], list[dict[str, Tensor]]]
 Preparation = Callable[[Batch, "Drawn"], Batch]
+
+LARGEST_PREPARATION = 2**24
+"""Bytes of a batch that are prepared at once. An encoder holds some 70 times as much on the way; the rows of a few
+updates keep a device busy, and those of twenty with cameras would take tens of gigabytes."""
 
 
 class Drawn(NamedTuple):
@@ -70,6 +74,7 @@ class Builder:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._preparations: dict[int, Preparation] = {}  # by updates
+        self._update_bytes = 0  # of the batch of one update of a block
         self._steps: dict[bool, Step] = {}  # of blocks, by whether they have the actor's objectives
 
     def build(self, updates: int, with_actor: bool) -> Program:
@@ -79,9 +84,21 @@ class Builder:
         """
         if updates == 1 and not self._steps:
             return _single(self._parts, with_actor)
+        return self._block(self._step(False), self._step(with_actor), updates)
+
+    def _preparation(self, updates: int) -> Preparation:
         if updates not in self._preparations:
             self._preparations[updates] = self._parts.compile_whole(_preparation(self._parts, updates))
-        return self._block(self._preparations[updates], self._step(False), self._step(with_actor), updates)
+        return self._preparations[updates]
+
+    def _together(self, batch: Batch, drawn: Drawn, updates: int) -> int:
+        """How many updates of a block are prepared at once: a divisor of their number."""
+        if not self._update_bytes:
+            with torch.no_grad():
+                one = _batch_of(self._parts.source, share(batch, 0, updates), share(drawn.source, 0, updates))
+            self._update_bytes = sum(tensor.nbytes for _, tensor in leaves(one))
+        fitting = max(LARGEST_PREPARATION // max(self._update_bytes, 1), 1)
+        return next(size for size in range(min(updates, fitting), 0, -1) if updates % size == 0)
 
     def _step(self, with_actor: bool) -> Step:
         if with_actor not in self._steps:
@@ -90,18 +107,26 @@ class Builder:
             self._steps[with_actor] = parts.compile_whole(step)
         return self._steps[with_actor]
 
-    def _block(self, prepare: Preparation, critics: Step, last: Step, updates: int) -> Program:
+    def _block(self, critics: Step, last: Step, updates: int) -> Program:
+        source = self._parts.source
         guard = self._parts.options.guard
         keeps = guard is not None and guard.keeps_batch
 
         def block(batch: Batch, drawn: Drawn) -> list[dict[str, Tensor]]:
-            prepared = prepare(batch, drawn)
-            rows = rows_of(prepared)
+            together = self._together(batch, drawn, updates)
+            prepare = self._preparation(together)
             metrics = []
             for index, noise in enumerate(drawn.updates):
+                group, place = divmod(index, together)
+                if place == 0:
+                    few = Drawn(
+                        drawn.updates[index : index + together], share(drawn.source, group, updates // together)
+                    )
+                    prepared = prepare(share(batch, group, updates // together), few)
+                    rows = rows_of(prepared)
                 step = last if index == updates - 1 else critics
-                kept = kept_of(batch, drawn, index, updates) if keeps else {}
-                metrics.append(step(share(prepared, index, updates, rows), noise, kept))
+                kept = kept_of(batch, drawn, index, updates, source) if keeps else {}
+                metrics.append(step(share(prepared, place, together, rows), noise, kept))
             return metrics
 
         return block
@@ -113,7 +138,7 @@ def _single(parts: Parts, with_actor: bool) -> Program:
 
     def update(batch: Batch, drawn: Drawn) -> dict[str, Tensor]:
         prepared = prepare(batch, drawn)
-        return step(prepared, drawn.updates[0], kept_of(batch, drawn, 0, 1))
+        return step(prepared, drawn.updates[0], kept_of(batch, drawn, 0, 1, parts.source))
 
     whole = parts.compile_whole(update)
     return lambda batch, drawn: [whole(batch, drawn)]
@@ -126,14 +151,18 @@ def _preparation(parts: Parts, updates: int) -> Preparation:
 
     def preparation(batch: Batch, drawn: Drawn) -> Batch:
         with torch.no_grad():
-            if source is not None:
-                batch = source.batch(drawn.source)
+            batch = _batch_of(source, batch, drawn.source)
             noise = drawn.updates[0] if updates == 1 else join(drawn.updates, rows_of(batch) // updates)
             with autocast:
                 prepared: Batch = prepare(agent.networks, batch, noise)
             return prepared
 
     return preparation
+
+
+def _batch_of(source: DeviceSource | None, batch: Batch, noise: Noise) -> Batch:
+    """The batch that was given, or the source's."""
+    return batch if source is None else source.batch(noise)
 
 
 def rows_of(batch: Batch) -> int:
@@ -171,12 +200,13 @@ def share(tree: Any, index: int, updates: int, rows: int | None = None) -> Any:
     return tree[index * size : (index + 1) * size]
 
 
-def kept_of(batch: Batch, drawn: Drawn, index: int, updates: int) -> dict[str, Any]:
+def kept_of(batch: Batch, drawn: Drawn, index: int, updates: int, source: DeviceSource | None = None) -> dict[str, Any]:
     """What must be kept of an update to look at it when it failed.
 
-    With a source that is its noise, from which the batch can be gathered again.
+    With a source that is its noise and what the source drew from, from which the batch can be gathered again.
     """
     noise: dict[str, Any] = dict(drawn.updates[index])
     if drawn.source:
-        noise["source"] = share(drawn.source, index, updates)
+        drew_from: Noise = getattr(source, "drew_from", dict)()
+        noise["source"] = share(drawn.source, index, updates) | drew_from
     return {"batch": share(batch, index, updates), "noise": noise}

@@ -182,6 +182,10 @@ class SharedSource:
         """The source's; 0 where it has none."""
         return getattr(self._source, "generation", 0)
 
+    def drew_from(self) -> Noise:
+        """The source's; nothing where it has none."""
+        return getattr(self._source, "drew_from", dict)()
+
     def draw_noise(self, generator: torch.Generator, updates: int, device: torch.device) -> Noise:
         """The random numbers of this rank's batches."""
         return [self._source.draw_noise(generator, updates, device) for _ in range(self._size)][self._rank]

@@ -65,8 +65,8 @@ class Runner:
         self._save, self._restore = save, restore
         self.execution: Execution = config.execution
         self.newest: tuple[Batch, Drawn] | None = None
-        self._forget()
         self._graphs: CudaGraphs | None = None
+        self._forget()
         self._memory: dict[int, Batch] = {}  # of captured programs, by their updates
         self._watch = Watch(parts.agent.networks)
         self._names: dict[str, list[str]] = {}  # of trained parameters, by their optimizer
@@ -145,6 +145,8 @@ class Runner:
 
     def _forget(self) -> None:
         """Build everything anew."""
+        if self._graphs is not None:
+            self._graphs.renew_pool()
         self._built = _Built(self._builder())
         self._by_modes: dict[tuple[bool, ...], _Built] = {}
         self._modes: list[bool] = []
@@ -153,7 +155,7 @@ class Runner:
         """Build a program, warm it up and capture it if that is asked for, and run it once from the state as it is."""
         drawn = self._draw(key, batch)
         if (guard := self._parts.options.guard) is not None:
-            kept = kept_of(batch, drawn, 0, key[0])
+            kept = kept_of(batch, drawn, 0, key[0], self._parts.source)
             guard.prepare_to_keep(kept["batch"], kept["noise"])
         program = self._built.builder.build(*key)
         if self.execution != "eager" and any(key in built.programs for built in self._by_modes.values()):

@@ -144,6 +144,7 @@ def crop_normalize_triton(
                 std,
                 part,
                 padding,
+                image.shape[0],
                 HEIGHT=height,
                 WIDTH=width,
                 CHANNELS=channels,
@@ -228,6 +229,7 @@ if HAS_TRITON:
         std,
         output,
         padding,
+        frames,
         HEIGHT: tl.constexpr,
         WIDTH: tl.constexpr,
         CHANNELS: tl.constexpr,
@@ -249,6 +251,7 @@ if HAS_TRITON:
         frame = image
         if GATHER:
             frame = tl.load(rows + image)  # int64: a store of frames has more bytes than int32 counts
+            frame = tl.where(frame < 0, frame + frames, frame)  # as PyTorch counts from the end
         images += frame * (HEIGHT * WIDTH * CHANNELS)
         output += image * (HEIGHT * WIDTH * CHANNELS)
         value = tl.load(images + (row * WIDTH + column) * CHANNELS + channel, mask=inside, other=0).to(tl.float32)

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import threading
 from time import sleep
 
@@ -12,7 +13,7 @@ import torch
 from serl_fast.core import Agent, DeviceSource, Loss, Objective, leaves
 from serl_fast.data import mirror as mirrors
 from serl_fast.data.device_replay import DeviceReplay, choose_placement, largest_remainders, replay_bytes
-from serl_fast.engine import Engine, EngineConfig
+from serl_fast.engine import Engine, EngineConfig, NonFiniteLossError
 from serl_fast.engine import config as config_module
 from serl_fast.engine import runner as runner_module
 from serl_fast.engine.ranks import SharedSource
@@ -561,3 +562,34 @@ def test_a_captured_step_is_built_anew_for_the_larger_room(monkeypatch):
     assert replay.generation == 4
     assert Tape.captures == 1 + 4
     assert max(newest[-10:]) > 45
+
+
+def test_a_failed_batch_is_the_one_that_was_drawn_although_the_replay_has_grown():
+    """The device is looked at now and then; steps appended meanwhile must not change what is inspected."""
+    store = make_store(200, 20)
+    replay = DeviceReplay([store], 8)
+    replay.sync()
+    seen, bad = [], [False]
+
+    def loss(networks, batch, noise):
+        seen.append(batch["rewards"].clone())
+        value = networks["net"](batch["rewards"][:, None]).mean()
+        return Loss(value * (math.nan if bad[0] else 1.0), {})
+
+    agent = Agent(
+        networks=torch.nn.ModuleDict({"net": torch.nn.Linear(1, 1)}),
+        critic_step=(Objective("critic", loss, ("net",)),),
+        draw_noise=lambda generator, size, device: {"unused": torch.randn(size, 1, generator=generator)},
+    )
+    engine = Engine(agent, EngineConfig("eager", check_interval=4), source=replay)
+    engine.update()
+    bad[0] = True
+    engine.update()
+    failed, bad[0] = seen[-1], False
+    for time in range(20, 60):
+        store.append(step(time))
+    replay.sync()
+    with pytest.raises(NonFiniteLossError) as raised:
+        for _ in range(6):
+            engine.update()
+    assert torch.equal(raised.value.inspection["batch"]["rewards"], failed)

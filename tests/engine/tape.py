@@ -40,6 +40,9 @@ class Tape:
     def __init__(self, device: torch.device, generator: torch.Generator) -> None:
         pass
 
+    def renew_pool(self) -> None:
+        """There is no pool."""
+
     def warm_up(self, function):
         for _ in range(3):
             function()

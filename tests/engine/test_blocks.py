@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from serl_fast.core import Batch, Noise
-from serl_fast.engine import Engine, EngineConfig, NonFiniteLossError
-from serl_fast.engine.programs import join, share
+from serl_fast.core import Batch, Noise, leaves
+from serl_fast.engine import Engine, EngineConfig, NonFiniteLossError, programs
+from serl_fast.engine.programs import join, rows_of, share
 from tests.engine.test_guard import batch as fragile_batch
 from tests.equivalence.agents import CASES, batches
 from tests.tracing import trace_only
@@ -61,6 +61,35 @@ def test_a_block_is_as_many_updates(name):
     assert largest_difference(single, block) < 1e-5
     assert torch.equal(single.generator.get_state(), block.generator.get_state())
     assert single.updates == block.updates == 3 * UPDATES
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_large_batches_are_prepared_a_few_updates_at_a_time(together, monkeypatch):
+    """An encoder's memory must not grow with the block."""
+    case, prepared = CASES["pixels, compat"], []
+    rows = next(iter(batches(case, 1)))
+    size = sum(tensor.nbytes for _, tensor in leaves(rows))
+    monkeypatch.setattr(programs, "LARGEST_PREPARATION", together * size)
+    build = case.build
+
+    def counting():
+        agent = build()
+
+        def prepare(networks, batch, noise):
+            prepared.append(rows_of(batch))
+            return agent.prepare(networks, batch, noise)
+
+        return dataclasses.replace(agent, prepare=prepare)
+
+    single = engine_of("pixels, compat")
+    torch.manual_seed(0)
+    block = Engine(counting(), EngineConfig("eager", strict=True), seed=5)
+    given = list(batches(case, UPDATES))
+    for index, batch in enumerate(given):
+        single.update(batch, with_actor=index == UPDATES - 1)
+    block.update_block(joint(given), UPDATES)
+    assert prepared == [together * rows_of(rows)] * (UPDATES // together)
+    assert largest_difference(single, block) < 1e-5
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

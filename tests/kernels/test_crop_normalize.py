@@ -158,6 +158,14 @@ arguments = ([images], [integers(9, 4, 2)[::2]], [], torch.rand(6)[::2], 1 + tor
 assert_close(crop_normalize_triton(*arguments), crop_normalize_reference(*arguments), "strides")
 empty = ([images[:0]], [integers(9, 0, 2)], [], torch.zeros(3), torch.ones(3), 4, torch.float32)
 assert crop_normalize_triton(*empty).shape == (0, 6, 6, 3)
+
+# Rows from the end, as PyTorch's own indexing takes them, of a store that lies inside a larger one.
+store = integers(256, 20, 6, 6, 3, dtype=torch.uint8)[5:15]
+rows, offsets = torch.tensor([0, -1, 3, -10]), integers(9, 4, 2)
+mean, std = torch.zeros(3), torch.ones(3)
+picked = crop_normalize_triton([store[rows]], [offsets], [], mean, std, 4, torch.float32)
+gathered = crop_normalize_triton([store], [offsets], [rows], mean, std, 4, torch.float32)
+assert torch.equal(gathered, picked)
 """
 
 
@@ -169,7 +177,7 @@ def test_triton_kernel_in_the_interpreter(interpret: Callable[[str], None]) -> N
 def test_machine_code(compile_for_hopper: Callable[..., str], output: str) -> None:
     pointers = {"images": "*u8", "rows": "*i64", "offsets": "*i64", "mean": "*fp32", "std": "*fp32", "output": output}
     constants = {"HEIGHT": 128, "WIDTH": 128, "CHANNELS": 3, "GATHER": True, "BLOCK": 2048}
-    compile_for_hopper(module._crop_normalize_kernel, {**pointers, "padding": "i32"}, constants)
+    compile_for_hopper(module._crop_normalize_kernel, {**pointers, "padding": "i32", "frames": "i32"}, constants)
 
 
 @pytest.mark.gpu
