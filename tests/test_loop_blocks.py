@@ -197,9 +197,13 @@ def test_a_failure_counts_what_was_taken_and_pretraining_counts_nothing(toy_arm,
         return plain(batch, updates, with_actor)
 
     rig.engine.update_block = update_block
-    with pytest.raises(NonFiniteLossError):
+
+    def train():
         rig.learner.prepare(rig.stop)
         while True:
             rig.learner.step(BLOCK)
+
+    with pytest.raises(NonFiniteLossError):
+        train()
     assert rig.counters.updates == counted
     assert rig.engine.updates == bad * BLOCK + 2

@@ -273,7 +273,8 @@ class Engine:
 
         One observation (B = 1) runs as updates do, compiled or captured, which the first call of each kind takes
         seconds for; several run operation by operation, and so do images on a CPU, where that is faster. Acting is
-        float32 (products in tf32 if that is the precision), on one of torch's threads. A thread beside the learner's has a ``PolicyRunner`` of its own.
+        float32 (products in tf32 if that is the precision), on one of torch's threads. A thread beside the learner's
+        has a ``PolicyRunner`` of its own.
 
         Args:
             observations: [B, ...] each, on the engine's device.

@@ -2,8 +2,9 @@
 
 A program is a function (batch, drawn) -> the metrics of every update. What is compiled as one is an update as a whole,
 with the source's gather and the preparation; of a block the preparation (of all rows, or of as many updates' as
-:data:`LARGEST_PREPARATION` allows), the step without the actor and the step with it. Unrolled into one function a block takes minutes to compile; captured in a CUDA graph it is unrolled
-all the same. A single update beside blocks runs on their two steps and has its own preparation alone.
+:data:`LARGEST_PREPARATION` allows), the step without the actor and the step with it. Unrolled into one function a block
+takes minutes to compile; captured in a CUDA graph it is unrolled all the same. A single update beside blocks runs on
+their two steps and has its own preparation alone.
 """
 
 from __future__ import annotations
