@@ -12,13 +12,15 @@ how to read them and how to add a case.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import importlib.util
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -27,13 +29,25 @@ from benchmarks import plots, report
 from benchmarks.compare import compare, repetition
 from benchmarks.limits import Yardsticks, measured
 from benchmarks.machine import busy_cores, machine, quiet_or_caution
+from benchmarks.measure import Outcome
 from benchmarks.plugin import Plugin, Selection, display, duration, run_pass
-from benchmarks.results import FOLDER, SUITES, Results, device_name, known_durations, new_folder, newest
+from benchmarks.results import (
+    FOLDER,
+    SUITES,
+    Results,
+    device_name,
+    known_durations,
+    new_folder,
+    newest,
+    prepared,
+    write_whole,
+)
 from benchmarks.suite import Run
 from serl_fast.cli import main
 
 ROUNDS = {"quick": (7, 0.03), "normal": (9, 0.2), "full": (15, 0.3)}
 """Rounds of every variant, and seconds of each, by scale."""
+INTERRUPTED = 130  # exit status, as shells give it to what Ctrl-C ended
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -55,6 +69,24 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--seconds", type=float, help="of a round")
     found.add_argument("--passes", type=int, default=1, help="over the whole suite, everything built again in each")
     return found
+
+
+def checked(argv: Sequence[str], of: argparse.ArgumentParser) -> argparse.Namespace:
+    """The flags of a run.
+
+    Raises:
+        ValueError: a number is out of range, or pytest-benchmark is missing.
+    """
+    flags = of.parse_args(argv)
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        raise ValueError("the cases need pytest-benchmark, which is not installed (pip install pytest-benchmark)")
+    for name, least in (("rounds", 2), ("passes", 1), ("times", 2)):
+        given = getattr(flags, name, None)
+        if given is not None and given < least:
+            raise ValueError(f"--{name} is {given}; accepted: {least} and more")
+    if flags.seconds is not None and not flags.seconds > 0:
+        raise ValueError(f"--seconds is {flags.seconds:g}; accepted: more than 0")
+    return flags
 
 
 def devices(asked: str) -> list[str]:
@@ -81,31 +113,56 @@ def selection(flags: argparse.Namespace) -> Selection:
     return Selection(suites, flags.only)
 
 
-def measure(flags: argparse.Namespace, device: str, command: str, show: Callable[..., None] = print) -> Results:
-    """All of the suite on one device."""
-    chosen = selection(flags)
+def begun(flags: argparse.Namespace, device: str, command: str) -> Results:
+    """Results of a run that has measured nothing yet."""
     rounds, seconds = ROUNDS[flags.scale]
     run = Run(device, flags.scale, flags.rounds or rounds, flags.seconds or seconds, interpreters(flags.peers))
-    start, busy = time.monotonic(), [busy_cores(0.5)]
-    results = Results(machine(device), asdict(run), command)
-    results.limits = {each.name: each.as_json() for each in measured(device, quick=flags.scale == "quick")}
-    yardsticks = Yardsticks(device)
-    known = known_durations(FOLDER, device_name(results.machine), flags.scale)
-    with display() as shown:
-        for _ in range(flags.passes):
-            plugin = Plugin(run, chosen, known, shown, yardsticks)
-            run_pass(plugin)
-            results.add_pass(plugin.outcomes.values())
-            results.failures += plugin.failures
-            known = {each.id: each.took for each in results.cases}
-            if plugin.interrupted:
-                show("interrupted; the report has what was measured so far")
-                break
-    yardsticks.take()
-    results.yardsticks = yardsticks.times
+    return Results(machine(device), asdict(run), command)
+
+
+def measure(results: Results, chosen: Selection, passes: int = 1, folder: Path | None = None) -> None:
+    """Run the cases and fill ``results``, which ``folder`` gets after every case."""
+    run, start, busy = Run(**results.run), time.monotonic(), [busy_cores(0.5)]
+    known = known_durations(FOLDER, device_name(results.machine), run.scale)
+    try:
+        results.limits = {each.name: each.as_json() for each in measured(run.device, quick=run.scale == "quick")}
+        yardsticks = Yardsticks(run.device)
+        results.yardsticks = yardsticks.times
+        with display() as shown:
+            for _ in range(passes):
+                _one_pass(results, Plugin(run, chosen, known, shown, yardsticks), start, folder)
+                known = {each.id: each.took for each in results.cases}
+                if results.interrupted:
+                    break
+        yardsticks.take()
+    except KeyboardInterrupt:
+        results.interrupted = True
+    if results.interrupted:
+        print("interrupted; the report has what was measured so far")
     results.seconds = time.monotonic() - start
     results.machine |= quiet_or_caution([*busy, busy_cores(0.5)])
-    return results
+    if not results.cases and not results.failures and not results.interrupted:
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        suites = ",".join(chosen.suites)
+        raise ValueError(f"no case fits --suite {suites} --only {chosen.only!r} at the scale {run.scale}")
+
+
+def _one_pass(results: Results, plugin: Plugin, start: float, folder: Path | None) -> None:
+    earlier = results.failures
+
+    def keep(outcome: Outcome) -> None:
+        results.add_pass([outcome])
+        results.failures = [*earlier, *plugin.failures]
+        results.seconds = time.monotonic() - start
+        if folder is not None:
+            replace(results, interrupted=True).save(folder)  # if it is the last that this process does
+
+    plugin.kept = keep
+    run_pass(plugin)
+    results.failures = [*earlier, *plugin.failures]
+    results.interrupted = plugin.interrupted
 
 
 def interpreters(pythons: str | None) -> str | None:
@@ -126,24 +183,24 @@ def write(results: Results, folder: Path) -> str:
     except ImportError as error:
         pictures, note = [], f"\n{error}"
     page = report.report(results, pictures)
-    (folder / "report.md").write_text(page, encoding="utf-8")
+    write_whole(folder / "report.md", page)
     return f"{page}{note}\n{folder / 'report.md'}"
 
 
 def run(argv: Sequence[str]) -> int:
-    """Measure, write and print: 0 if no case failed."""
-    flags = parser().parse_args(argv)
-    failed = False
+    """Measure, write and print: 0 if no case failed, 130 after Ctrl-C."""
+    flags = checked(argv, parser())
+    chosen, failed = selection(flags), False
     for device in devices(flags.device):
-        command = f"python -m benchmarks {' '.join(argv)}".rstrip()
-        results = measure(flags, device, command)
-        if not results.cases and not results.failures:
-            raise ValueError(f"no case fits --suite {flags.suite or 'all'} --only {flags.only!r} at this scale")
+        results = begun(flags, device, f"python -m benchmarks {' '.join(argv)}".rstrip())
         several = flags.output and "," in flags.device
-        folder = flags.output / device if several else flags.output or new_folder(results.machine)
+        folder = prepared(flags.output / device if several else flags.output or new_folder(results.machine))
+        measure(results, chosen, flags.passes, folder)
         print(write(results, folder))
         print(f"{len(results.cases)} cases in {duration(results.seconds)}")
         failed |= bool(results.failures)
+        if results.interrupted:
+            return INTERRUPTED
     return int(failed)
 
 
@@ -188,15 +245,16 @@ def repeat(argv: Sequence[str]) -> int:
     parsed = parser()
     parsed.prog = "python -m benchmarks repeat"
     parsed.add_argument("--times", type=int, default=3, help="that all of it is run")
-    flags = parsed.parse_args(argv)
-    if flags.times < 2:
-        raise ValueError(f"--times is {flags.times}; accepted: 2 and more")
-    device = devices(flags.device)[0]
-    found = []
+    flags = checked(argv, parsed)
+    chosen, device, found = selection(flags), devices(flags.device)[0], []
     for index in range(flags.times):
-        results = measure(flags, device, f"python -m benchmarks repeat {' '.join(argv)}")
-        if flags.output:
-            write(results, flags.output / str(index + 1))
+        results = begun(flags, device, f"python -m benchmarks repeat {' '.join(argv)}")
+        folder = prepared(flags.output / str(index + 1)) if flags.output else None
+        measure(results, chosen, flags.passes, folder)
+        if folder is not None:
+            write(results, folder)
+        if results.interrupted:
+            return INTERRUPTED
         found.append(results)
     text, repeated = repetition(found)
     print(text)
@@ -213,9 +271,13 @@ COMMANDS = {"report": redraw, "compare": side_by_side, "repeat": repeat, "regres
 
 def command(argv: Sequence[str]) -> int:
     """One of :data:`COMMANDS`, or a run."""
-    if argv and argv[0] in COMMANDS:
-        return COMMANDS[argv[0]](argv[1:])
-    return run(argv)
+    try:
+        if argv and argv[0] in COMMANDS:
+            return COMMANDS[argv[0]](argv[1:])
+        return run(argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

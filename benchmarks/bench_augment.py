@@ -7,13 +7,15 @@ and CUDA rows have not yet been run on a CUDA device.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import fresh_cache
 
 from benchmarks.suite import Run, Work, case, full, normal
 from serl_fast.data.dali import DaliCrop
@@ -109,6 +111,13 @@ def _images(run: Run, batch: int, cameras: int) -> tuple[list[Tensor], Tensor]:
 def _work(run: Run, **makers: Callable[[], Call]) -> Work:
     """Build and warm up what runs here; every variant has to return what "eager" returns."""
     work = Work({}, unit="images", limit="copy")
+    torch._dynamo.reset()  # nothing of an earlier case or run is reused: it would not be the time to compile
+    with fresh_cache() if run.timed else contextlib.nullcontext():
+        _build(run, makers, work)
+    return work
+
+
+def _build(run: Run, makers: Mapping[str, Callable[[], Call]], work: Work) -> None:
     expected: list[Tensor] = []
     for name, make in makers.items():
         if name == "triton" and not (run.device.startswith("cuda") and HAS_TRITON):
@@ -129,7 +138,6 @@ def _work(run: Run, **makers: Callable[[], Call]) -> Work:
         require_same(name, found, expected)
         function()
         work.functions[name] = function
-    return work
 
 
 def require_same(name: str, found: list[Tensor], expected: list[Tensor]) -> None:

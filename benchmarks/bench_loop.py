@@ -8,10 +8,12 @@ learner and log. Processes stand still (SIGSTOP) while another one is measured, 
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 
 import pytest
+from torch._inductor.utils import fresh_cache
 
 from benchmarks.suite import Run, Work, case, normal
 from benchmarks.training import Flags, Training, make_train, needed, run_to_success
@@ -46,12 +48,8 @@ def train(run: Run, settings: str) -> Work:
     flags = {**make_train(run.device, DEMONSTRATIONS if run.timed else 1), **SETTINGS[settings], **ENDLESS}
     flags |= {} if run.timed else SMALL
     folder = tempfile.TemporaryDirectory(prefix="bench_loop_")
-    started = {
-        name: Training(Path(folder.name) / name, {**flags, "execution": name}, SECONDS)
-        for name in EXECUTIONS
-        if name not in left_out
-    }
-    work = Work(dict(started), unit="updates", missing=left_out)
+    started: dict[str, Training] = {}
+    work = Work({}, unit="updates", missing=left_out)
 
     def close() -> None:
         for name, training in started.items():
@@ -61,12 +59,15 @@ def train(run: Run, settings: str) -> Work:
 
     work.close = close
     try:
-        for name, training in started.items():
+        # One starts after the other, and what it compiles is kept for nobody: so long does a start take.
+        for name in (each for each in EXECUTIONS if each not in left_out):
+            with fresh_cache(dir=folder.name, delete=False) if run.timed else contextlib.nullcontext():
+                training = started[name] = Training(Path(folder.name) / name, {**flags, "execution": name}, SECONDS)
             try:
                 work.extra[name] = {"startup_s": training.start_up()}
+                work.functions[name] = training
             except RuntimeError as error:
                 work.missing[name] = f"failed: {error}"
-                del work.functions[name]
     except BaseException:
         close()
         raise

@@ -20,7 +20,7 @@ from benchmarks.children import Asked, Child
 from benchmarks.peers.processes import Group, close_all, learners, stores
 from benchmarks.peers.replay import STORES
 from benchmarks.peers.replay.transitions import EPISODE
-from benchmarks.peers.update import LEARNERS
+from benchmarks.peers.update import LEARNERS, LIMIT
 from benchmarks.suite import Run, Work, case, normal
 
 OURS = "serl_fast"
@@ -114,7 +114,7 @@ def require_ours(missing: Mapping[str, str]) -> None:
 def figures(variant: str, child: Child, task: str) -> dict[str, float | str]:
     """What a store said when it was filled, each in the cases where it says something."""
     said = child.built
-    found: dict[str, float | str] = {}
+    found: dict[str, float | str] = {"capacity": said["capacity"]}
     if task == "append" and variant in STORES:
         found |= {"version": f"{said['package']} {said['version']}", "note": said["settings"]}
     if task in ("append", "fresh"):
@@ -226,7 +226,8 @@ def update(run: Run, threads: int) -> Work:
     for name, child in group.children.items():
         said = child.built
         extra[name] = {"version": f"{said['package']} {said['version']}", "note": said["settings"]}
-        extra[name] |= {"build_s": said["seconds"]}
+        if name.startswith(LIMIT):
+            extra[name]["floor"] = "yes"
         if said.get("gflop") is not None:
             extra[name]["gflop_counted"] = said["gflop"]
     missing = group.why | {name: SMALLER for name in LEARNERS if name not in names}

@@ -24,11 +24,14 @@ from benchmarks.replay_pair import (
     STATM,
     STORES,
     TWIN,
-    BesideAppends,
+    Beside,
     data_of,
     filled,
     grown_apart,
+    require_appends,
+    require_filled,
     require_same_work,
+    rotated,
     with_cameras,
 )
 from benchmarks.row_gather import RowGather
@@ -36,9 +39,10 @@ from benchmarks.suite import Run, Work, case, normal
 from serl_fast.replay import BatchStream, _native
 
 BATCH = 256
+TURN = 8  # transitions that a thread appends between two looks at whether it has to stop
 DERIVED_BYTES = 8  # of a row: masks and discounts are written, not read
 LARGE = 1 << 20  # bytes of a batch from which ours copies with several threads
-CAPACITIES = {"states": {"quick": 100_000, "normal": 200_000}, "cameras": {"quick": 2_000, "normal": 3_000}}
+CAPACITIES = {"states": 200_000, "cameras": 3_000}  # at every scale: results of different scales are compared
 TINY = {"states": 2 * EPISODE, "cameras": EPISODE}
 THREADS = [1, 2, *(pytest.param(count, marks=normal) for count in (3, 4, 8, 16))]
 
@@ -51,38 +55,52 @@ batches = pytest.mark.parametrize(
 @case("replay", variants=(OURS, "appender", TWIN), baseline=TWIN, title="append one by one, {data}")
 @of_states_and_cameras
 def append_one(run: Run, data: str) -> Work:
-    """An episode of dicts, one call each; "appender" takes arrays by position (``ReplayStore.appender``)."""
+    """An episode of dicts, one call each; "appender" takes arrays by position (``ReplayStore.appender``).
+
+    Cameras' frames come from memory, 200 MB of them in turns. States have no limit: they are in a cache already.
+    """
     source, stores = data_of(data), _stores(run, data)
-    steps = [transition(source.steps, row) for row in range(EPISODE)]
-    functions = {name: _appending(store, steps) for name, store in stores.items()}
-    ours = stores[OURS]
-    positional = [ours.fast_item(step) for step in steps]
-    functions["appender"] = lambda: ours.append_fast(positional)
-    return Work(functions, EPISODE, "transitions", _append_bytes(source, EPISODE), limit=_host_limit(run, "copy"))
+    steps = [transition(each.steps, row) for each in _sources(run, data) for row in range(EPISODE)]
+
+    def by_position(store: Any) -> Callable[[], Any]:
+        items = [store.fast_item(step) for step in steps]
+        turns = itertools.cycle([items[start : start + EPISODE] for start in range(0, len(items), EPISODE)])
+        return lambda: store.append_fast(next(turns))
+
+    makers = dict.fromkeys(STORES, lambda store: _appending(store, steps)) | {"appender": by_position}
+    require_appends(makers, source, EPISODE, EPISODE)
+    functions = {name: make(stores.get(name, stores[OURS])) for name, make in makers.items()}
+    return Work(functions, EPISODE, "transitions", _append_bytes(source, EPISODE), limit=_append_limit(run, data))
 
 
 @case("replay", variants=tuple(STORES), title=f"append {BLOCK} in one call, {{data}}")
 @of_states_and_cameras
 def append_many(run: Run, data: str) -> Work:
-    """Columns with a leading axis."""
+    """Columns with a leading axis; see ``append_one`` for where they come from."""
     source, stores = data_of(data), _stores(run, data)
 
     def appending(store: Store) -> Callable[[], Any]:
         starts = range(0, len(source.steps["rewards"]), BLOCK)
-        turns = itertools.cycle([store.block(block(source.steps, start, BLOCK)) for start in starts])
+        blocks = [store.block(block(each.steps, start, BLOCK)) for each in _sources(run, data) for start in starts]
+        turns = itertools.cycle(blocks)
         return lambda: store.extend(next(turns))
 
+    require_appends(dict.fromkeys(STORES, appending), source, BLOCK, len(source.steps["rewards"]))
     functions = {name: appending(store) for name, store in stores.items()}
-    return Work(functions, BLOCK, "transitions", _append_bytes(source, BLOCK), limit=_host_limit(run, "copy"))
+    return Work(functions, BLOCK, "transitions", _append_bytes(source, BLOCK), limit=_append_limit(run, data))
 
 
 @case("replay", variants=tuple(STORES), title="fill a new store with {data}; memory of a transition")
 @of_states_and_cameras
 def fill(run: Run, data: str) -> Work:
-    """From nothing to full, which touches every page; what the process grows by is measured in one of its own."""
+    """From nothing to full, which touches every page; what the process grows by is measured in one of its own.
+
+    No limit: what is stored stays in the caches, and the system clears every new page first.
+    """
     source, capacity = data_of(data), _capacity(run, data)
-    work = Work({}, capacity, "transitions", _append_bytes(source, capacity), limit=_host_limit(run, "copy"))
+    work = Work({}, capacity, "transitions", _append_bytes(source, capacity))
     for name in STORES:
+        require_filled(filled(name, source, TINY[data]), TINY[data])
         work.functions[name] = lambda name=name: filled(name, source, capacity)
         if run.timed and STATM.exists():
             work.extra[name] = {"transition_bytes": grown_apart(name, data, capacity)}
@@ -148,17 +166,24 @@ def sample_prioritized(run: Run) -> Work:
     return _sampling(run, data_of("states"), BATCH, draw_and_update, order="prioritized")
 
 
-@case("replay", variants=tuple(STORES), title=f"sample {BATCH} of {{data}} while another thread appends")
+@case("replay", variants=tuple(STORES), title=f"{{side}} {{data}}: one thread samples {BATCH}, another appends")
 @of_states_and_cameras
-def concurrent(run: Run, data: str) -> Work:
-    """One thread samples, one appends, both at full speed; the twin, without a lock, returns torn rows now and then."""
+@pytest.mark.parametrize("side", ["sample", "append"])
+def concurrent(run: Run, side: str, data: str) -> Work:
+    """Both threads at full speed, measured is one; the twin, without a lock, returns torn rows now and then."""
     source, stores = data_of(data), _stores(run, data)
     require_same_work(stores, {name: store.fresh(BATCH) for name, store in stores.items()}, 1)
     steps = [transition(source.steps, row) for row in range(EPISODE)]
-    work = Work({}, BATCH, "transitions", BATCH * (2 * source.transition_bytes + DERIVED_BYTES))
+    require_appends(dict.fromkeys(STORES, lambda store: _appending(store, steps, TURN)), source, TURN, EPISODE)
+    if side == "sample":
+        work = Work({}, BATCH, "transitions", BATCH * (2 * source.transition_bytes + DERIVED_BYTES))
+    else:
+        work = Work({}, TURN, "transitions", _append_bytes(source, TURN))
     for name, store in stores.items():
         extra = work.extra[name] = {}
-        work.functions[name] = BesideAppends(store.into(BATCH), _appending(store, steps, 8), 8, extra)
+        sample, append = store.into(BATCH), _appending(store, steps, TURN)
+        measured, other, rows = (sample, append, TURN) if side == "sample" else (append, sample, BATCH)
+        work.functions[name] = Beside(measured, other, rows, extra)
     return work
 
 
@@ -285,7 +310,7 @@ def busy(seconds: float) -> None:
 
 
 def _capacity(run: Run, data: str) -> int:
-    return CAPACITIES[data]["normal" if run.includes("normal") else "quick"] if run.timed else TINY[data]
+    return (CAPACITIES if run.timed else TINY)[data]
 
 
 def _stores(run: Run, data: str) -> dict[str, Store]:
@@ -295,6 +320,14 @@ def _stores(run: Run, data: str) -> dict[str, Store]:
 def _append_bytes(source: Data, rows: int) -> int:
     """Read and written: every frame once, and the rest of the step."""
     return 2 * rows * (source.transition_bytes - source.observation_bytes)
+
+
+def _sources(run: Run, data: str) -> list[Data]:
+    return rotated(data) if run.timed else [data_of(data)]
+
+
+def _append_limit(run: Run, data: str) -> str | None:
+    return _host_limit(run, "copy") if data == "cameras" else None
 
 
 def _host_limit(run: Run, name: str) -> str | None:

@@ -4,8 +4,9 @@ make gpu-check
 
 Needs torch, triton, numpy, pytest, pytest-benchmark and the built extension; no network, no simulator. The results go
 to a folder of ``benchmarks/results``: results.json and report.md are the suite's (`python -m benchmarks`), check.json
-and check.md hold the tests and the profile. What there was no time for is said in a row, and so is what failed. Not yet
-run on a CUDA device.
+and check.md hold the tests and the profile. The two .json files are written after the tests and after every row, so
+that a check that is ended early keeps what it has; `python -m benchmarks report DIR` makes its report. What there was
+no time for is said in a row, and so is what failed. Not yet run on a CUDA device.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ import torch
 import benchmarks.bench_update  # noqa: F401  # enters its cases
 from benchmarks import plots, report
 from benchmarks.gpu_profile import Profile, profile
-from benchmarks.limits import measured
+from benchmarks.limits import Yardsticks, measured
 from benchmarks.machine import machine, markdown
 from benchmarks.measure import Measurements, Outcome, described
-from benchmarks.results import FOLDER, Results, new_folder
+from benchmarks.results import FOLDER, Results, new_folder, prepared, write_whole
 from benchmarks.suite import REGISTRY, Run
 from benchmarks.workloads import WORKLOADS
 
@@ -101,8 +102,22 @@ def run_tests(seconds: float) -> dict[str, Any]:
     return {"status": status, "seconds": time.monotonic() - start, "output": lines[-200:]}
 
 
-def run_ladder(deadline: Deadline, run: Run, ids: Sequence[str] = LADDER) -> list[Outcome]:
-    """The suite's cases of these ids, as far as there is time."""
+def run_ladder(
+    deadline: Deadline,
+    run: Run,
+    ids: Sequence[str] = LADDER,
+    yardsticks: Yardsticks | None = None,
+    keep: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """The suite's cases of these ids, as far as there is time.
+
+    Args:
+        deadline: of the whole check.
+        run: what is measured.
+        ids: of the cases.
+        yardsticks: taken before every case and after the last.
+        keep: is called with every outcome.
+    """
     found: list[Outcome] = []
     measurements = Measurements(run)
     for name in ids:
@@ -110,9 +125,14 @@ def run_ladder(deadline: Deadline, run: Run, ids: Sequence[str] = LADDER) -> lis
         if deadline.left() <= SHORTEST_CASE:
             found.append(Outcome.of(instance))
             found[-1].missing = dict.fromkeys(instance.variants, "not run: no time was left")
-            continue
-        found.append(measurements.outcome(instance))
-        print(f"{name}: {found[-1].took:.0f} s", flush=True)
+        else:
+            if yardsticks is not None:
+                yardsticks.take()
+            found.append(measurements.outcome(instance))
+            print(f"{name}: {found[-1].took:.0f} s", flush=True)
+        keep(found[-1])
+    if yardsticks is not None:
+        yardsticks.take()
     return found
 
 
@@ -149,16 +169,22 @@ def has_failed(cases: Sequence[Outcome]) -> bool:
     return any(case.failed or any(why.startswith("failed: ") for why in case.missing.values()) for case in cases)
 
 
+def save(results: Results, check: dict[str, Any], folder: Path) -> None:
+    """What is known so far: results.json and check.json."""
+    results.save(folder)
+    write_whole(folder / "check.json", json.dumps(check, indent=1, default=str) + "\n")
+
+
 def write(results: Results, check: dict[str, Any], profiles: str, folder: Path) -> str:
     """The suite's files and the check's own; the pages, for the terminal."""
-    results.save(folder)
+    save(results, check, folder)
     try:
         pictures = plots.draw(results, folder)
     except ImportError as error:
         pictures = []
         print(error)
     page = report.report(results, pictures)
-    (folder / "report.md").write_text(page, encoding="utf-8")
+    write_whole(folder / "report.md", page)
     tests = check["tests"]
     own = "\n\n".join(
         [
@@ -172,8 +198,7 @@ def write(results: Results, check: dict[str, Any], profiles: str, folder: Path) 
             "Rates, limits and memory are in [the report](report.md).",
         ]
     )
-    (folder / "check.md").write_text(own + "\n", encoding="utf-8")
-    (folder / "check.json").write_text(json.dumps(check, indent=1, default=str) + "\n", encoding="utf-8")
+    write_whole(folder / "check.md", own + "\n")
     return f"{page}\n{own}\n\n{folder}"
 
 
@@ -185,6 +210,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7, help="of every row of the ladder")
     parser.add_argument("--skip_tests", action="store_true", help="measure only")
     flags = parser.parse_args(argv)
+    if flags.rounds < 2:
+        parser.error(f"--rounds is {flags.rounds}; accepted: 2 and more")
     if not torch.cuda.is_available():
         print(
             "there is no CUDA device (torch.cuda.is_available() is false), so nothing was run and nothing was written"
@@ -193,15 +220,29 @@ def main(argv: list[str] | None = None) -> int:
     start, deadline = time.monotonic(), Deadline(flags.seconds)
     run = Run("cuda", "normal", flags.rounds, 0.2)
     results = Results(machine("cuda"), asdict(run), "make gpu-check")
+    try:
+        folder = prepared(new_folder(results.machine, flags.output))
+    except ValueError as error:
+        parser.error(str(error))
     print(markdown(results.machine), flush=True)
     tests: dict[str, Any] = {"status": 0, "output": []}
     if not flags.skip_tests:
         tests = run_tests(min(TESTS_SECONDS, deadline.left()))
+    check: dict[str, Any] = {"tests": tests, "profiles": {}}
+    save(replace(results, interrupted=True), check, folder)  # until the end is reached
     results.limits = {each.name: each.as_json() for each in measured("cuda", quick=True)}
-    results.cases = run_ladder(deadline, run)
-    profiles, profiled = run_profiles(deadline)
+    yardsticks = Yardsticks("cuda")
+    results.yardsticks = yardsticks.times
+
+    def keep(outcome: Outcome) -> None:
+        results.add_pass([outcome])
+        results.seconds = time.monotonic() - start
+        save(replace(results, interrupted=True), check, folder)
+
+    run_ladder(deadline, run, yardsticks=yardsticks, keep=keep)
+    profiles, check["profiles"] = run_profiles(deadline)
     results.seconds = time.monotonic() - start
-    print(write(results, {"tests": tests, "profiles": profiled}, profiles, new_folder(results.machine, flags.output)))
+    print(write(results, check, profiles, folder))
     return int(tests["status"] != 0 or has_failed(results.cases) or "failed: " in profiles)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.measure import clock_of
 from benchmarks.row_gather import PASSES, ROW_BYTES, row_gathers
 
 BEST_OF = 7  # runs; a limit is what the machine can do, so the fastest one counts
@@ -154,19 +155,34 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Products of float32 in float32 on a CUDA device, while it lasts."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 class Yardsticks:
     """Two pieces of work that never change, timed before every case: their spread is the machine's own unrest.
 
-    A copy that goes to memory, and a matrix product that stays in a cache; about 100 ms together.
+    A copy that goes to memory, and a float32 matrix product that stays in a cache; about 100 ms together. On a CUDA
+    device between events, larger products and more of both, so that the device is timed and not the launches; TF32 is
+    off meanwhile, whatever the case before has set. Not yet run on a CUDA device.
 
     Attributes:
         times: seconds by yardstick, a value for every time it was taken.
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        self._cuda = device.startswith("cuda")
+        cuda = device.startswith("cuda")
+        self._clock, self._copies, self._products = clock_of(device), *((16, 16) if cuda else (1, 4))
+        size = 2048 if cuda else 512
         self._from, self._to = (torch.zeros(1 << 26, dtype=torch.uint8, device=device) for _ in range(2))
-        self._left, self._right = (torch.randn(512, 512, device=device) for _ in range(2))
+        self._left, self._right = (torch.randn(size, size, device=device) for _ in range(2))
         self.times: dict[str, list[float]] = {"copy": [], "product": []}
         self._once()
 
@@ -177,15 +193,8 @@ class Yardsticks:
 
     def _once(self) -> dict[str, float]:
         found: dict[str, list[float]] = {"copy": [], "product": []}
-        for _ in range(3):
-            for name, function in (("copy", lambda: self._to.copy_(self._from)), ("product", self._products)):
-                start = time.perf_counter()
-                function()
-                if self._cuda:
-                    torch.cuda.synchronize()
-                found[name].append(time.perf_counter() - start)
+        with torch.no_grad(), without_tf32():
+            for _ in range(3):
+                found["copy"].append(self._clock(lambda: self._to.copy_(self._from), self._copies))
+                found["product"].append(self._clock(lambda: torch.mm(self._left, self._right), self._products))
         return {name: sorted(values)[1] for name, values in found.items()}
-
-    def _products(self) -> None:
-        for _ in range(4):
-            torch.mm(self._left, self._right)

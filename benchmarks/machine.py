@@ -23,6 +23,7 @@ def machine(device: str = "cpu") -> dict[str, str]:
         "CPU": _cpu_model(),
         "cores": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}",
         "threads of torch": str(torch.get_num_threads()),
+        "threads of the replay store's copies": _store_threads(),
         "memory": _memory(),
         "load average at the start": f"{os.getloadavg()[0]:.1f}",
         "system": platform.platform(),
@@ -79,6 +80,14 @@ def _cpu_model() -> str:
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def _store_threads() -> str:
+    try:
+        from serl_fast.replay import _native
+    except ImportError:
+        return "unknown (the extension is not built)"
+    return str(_native.threads())
 
 
 def _memory() -> str:

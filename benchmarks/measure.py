@@ -109,7 +109,7 @@ Timer = Callable[[float, dict[str, int], str], float]
 def timer_of(function: Callable[[], Any] | Timed, device: str) -> Timer:
     if isinstance(function, Timed):
         return lambda seconds, counts, name: function.seconds_per_call(seconds)
-    clock = _seconds_by_events if device.startswith("cuda") else _seconds_by_clock
+    clock = clock_of(device)
 
     def timer(seconds: float, counts: dict[str, int], name: str) -> float:
         if name not in counts:  # how many calls fit: found once, outside the rounds that count
@@ -126,6 +126,11 @@ def _calls_within(function: Callable[[], Any], seconds: float, clock: Callable[.
         if took >= seconds / 8 or calls >= 1 << 24:
             return max(1, round(calls * seconds / max(took, 1e-9)))
         calls *= 4
+
+
+def clock_of(device: str) -> Callable[[Callable[[], Any], int], float]:
+    """What times so many calls of a function on ``device``, in seconds."""
+    return _seconds_by_events if device.startswith("cuda") else _seconds_by_clock
 
 
 def _seconds_by_clock(function: Callable[[], Any], calls: int) -> float:

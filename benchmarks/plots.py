@@ -9,23 +9,23 @@ from typing import Any
 
 from benchmarks.measure import LIMIT, Outcome
 from benchmarks.report import quantity
-from benchmarks.results import Results, ratio
+from benchmarks.results import Results, is_floor, ratio
 from benchmarks.spread import FASTER, NOISY, SLOWER
 
 NO_MATPLOTLIB = "no pictures: matplotlib is not installed (pip install 'serl-fast[logging]'); the tables stand"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
 MUTED = "#c8c8c8"
+CREATOR = "python -m benchmarks"  # stands in every file, and says which of them may be replaced
 BAR, GAP, MARGINS = 0.24, 0.42, 1.3  # inches: of a bar, above a case's title, of axis and legend
 MOST_BARS = 40  # in one picture; a longer suite gets several
 
 
-def draw(results: Results, folder: Path, kind: str = "svg") -> list[Path]:
-    """Write the pictures into ``folder``, replacing those of an earlier call.
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Write the pictures into ``folder``, replacing those of an earlier call and nothing else.
 
     Args:
         results: of a run.
         folder: receives ``<suite>.svg`` and ``<suite>_<case>.svg``.
-        kind: file type, of those that matplotlib writes.
 
     Raises:
         ImportError: matplotlib is missing; :data:`NO_MATPLOTLIB`.
@@ -38,8 +38,9 @@ def draw(results: Results, folder: Path, kind: str = "svg") -> list[Path]:
     from matplotlib.figure import Figure as Canvas
 
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"*.{kind}"):
-        old.unlink()
+    for old in folder.glob("*.svg"):
+        if CREATOR.encode() in old.read_bytes():
+            old.unlink()
     written = []
     style = {"svg.fonttype": "none", "svg.hashsalt": "serl_fast", "font.size": 9, "font.family": "sans-serif",
              "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
@@ -48,8 +49,8 @@ def draw(results: Results, folder: Path, kind: str = "svg") -> list[Path]:
             canvas = Canvas(layout="constrained")
             FigureCanvasAgg(canvas)
             fill(canvas)
-            path = folder / f"{name}.{kind}"
-            canvas.savefig(path, dpi=110, metadata={"Date": None} if kind == "svg" else None)
+            path = folder / f"{name}.svg"
+            canvas.savefig(path, metadata={"Date": None, "Creator": CREATOR})
             written.append(path)
     return written
 
@@ -65,7 +66,7 @@ def _pictures(results: Results) -> Iterator[tuple[str, Any]]:
 
 
 def _bars(case: Outcome) -> list[str]:
-    return [variant for variant in case.variants if ratio(case, variant) is not None]
+    return [name for name in case.variants if ratio(case, name) is not None and not is_floor(case, name)]
 
 
 def _parts(cases: Sequence[Outcome]) -> Iterator[list[Outcome]]:
@@ -133,7 +134,7 @@ def scaling_groups(cases: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     """Cases that differ in the parameter they scale with alone, by the name of their picture; at least two each."""
     groups: dict[str, list[Outcome]] = {}
     for case in cases:
-        if case.scaling is None or not any(each and each[0] for each in case.passes.values()):
+        if case.scaling is None or not any(any(each) for each in case.passes.values()):
             continue
         others = [str(value) for key, value in case.parameters.items() if key != case.scaling]
         short = case.id.partition("/")[2].partition("[")[0]

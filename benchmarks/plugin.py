@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,6 +61,7 @@ class Plugin:
         outcomes: of the instances that are done, by id.
         failures: of pytest, with their tracebacks.
         interrupted: by Ctrl-C.
+        kept: is called with every outcome that is done.
     """
 
     run: Run
@@ -71,6 +72,7 @@ class Plugin:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     interrupted: bool = False
+    kept: Callable[[Outcome], None] = lambda outcome: None
     _waiting: dict[str, Instance] = field(default_factory=dict)
     _total: int = 0
     _spent: dict[str, float] = field(default_factory=dict)
@@ -109,6 +111,7 @@ class Plugin:
     def keep(self, outcome: Outcome) -> None:
         self.outcomes[outcome.id] = outcome
         self._spent[outcome.id] = outcome.took
+        self.kept(outcome)
 
     def left(self) -> float | None:
         """Seconds that what waits will take: as in an earlier run, else in proportion to what was planned."""

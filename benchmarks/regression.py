@@ -18,7 +18,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class Row:
     Attributes:
         gain: how many times faster this tree is; None where ``why`` says that one of them could not be measured.
         first, second: seconds per call of the reference and of this tree.
+        why: the note of the row.
+        broken: whether this tree lacks, or fails at, what the reference can do.
     """
 
     case: str
@@ -69,6 +71,7 @@ class Row:
     first: float = 0.0
     second: float = 0.0
     why: str = ""
+    broken: bool = False
 
     @property
     def lost(self) -> bool:
@@ -183,18 +186,20 @@ def measure(pair: Sequence[Any], instance: Instance, run: Run) -> list[Row]:
 
 
 def _rows(pair: Sequence[Any], built: list[dict[str, Any]], instance: Instance, run: Run) -> list[Row]:
-    for each, answer in zip(pair, built, strict=True):
-        if "missing" in answer:
-            return [Row(instance.id, "all", why=f"{each.name}: {answer['missing']}")]
+    if any("missing" in answer for answer in built):
+        return [_lacking(instance.id, "all", pair, [answer.get("missing") for answer in built])]
     rows = []
     for variant in own_variants(instance):
-        lacks = [
-            f"{each.name}: {a['without'][variant]}"
-            for each, a in zip(pair, built, strict=True)
-            if variant in a["without"]
-        ]
-        rows.append(Row(instance.id, variant, why="; ".join(lacks)) if lacks else _row(pair, instance.id, variant, run))
+        lacks = [answer["without"].get(variant) for answer in built]
+        lacking = any(why is not None for why in lacks)
+        rows.append(_lacking(instance.id, variant, pair, lacks) if lacking else _row(pair, instance.id, variant, run))
     return rows
+
+
+def _lacking(case: str, variant: str, pair: Sequence[Any], lacks: Sequence[str | None]) -> Row:
+    """A row without times, of what each of the pair lacks, the reference first."""
+    why = "; ".join(f"{each.name}: {lack}" for each, lack in zip(pair, lacks, strict=True) if lack is not None)
+    return Row(case, variant, why=why, broken=lacks[0] is None)
 
 
 def _row(pair: Sequence[Any], case: str, variant: str, run: Run) -> Row:
@@ -202,7 +207,7 @@ def _row(pair: Sequence[Any], case: str, variant: str, run: Run) -> Row:
     for place in turns(range(len(pair)), run.rounds):
         answer = pair[place].ask("time", variant=variant, seconds=run.seconds)
         if "missing" in answer:
-            return Row(case, variant, why=f"{pair[place].name}: {answer['missing']}")
+            return _lacking(case, variant, pair, [answer["missing"] if place == index else None for index in range(2)])
         found[place].append(answer["seconds"])
     first, second = found
     return Row(case, variant, speed_up([second], [first]), statistics.median(first), statistics.median(second))
@@ -232,31 +237,47 @@ def compared(sides: tuple[Side, Side], instances: Sequence[Instance], run: Run, 
         waiting = [each for each in instances if not again or any(row.lost for row in rows[each.id])]
         if not waiting:
             break
-        pair = [child(side, run, folder) for side in sides]
+        pair: list[Any] = [None, None]
         try:
             for index, instance in enumerate(waiting):
-                for place, each in enumerate(pair):
-                    if each.broken:
-                        each.close()
-                        pair[place] = child(sides[place], run, folder)
                 shown.show(index, len(waiting), ("again: " if again else "") + instance.title, None)
-                found = measure(pair, instance, run)
-                if not again:
-                    rows[instance.id] = found
-                    continue
-                before = {row.variant: row for row in rows[instance.id]}
-                rows[instance.id] = [
-                    max((row, before[row.variant]), key=_gained) if before[row.variant].lost else before[row.variant]
-                    for row in found
-                ]
+                try:
+                    renew(pair, sides, run, folder)
+                    found = measure(pair, instance, run)
+                except ValueError as error:  # a child that does not start
+                    if not again:
+                        raise
+                    found = [Row(instance.id, "all", why=str(error))]
+                rows[instance.id] = repeated(rows[instance.id], found) if again else found
         finally:
-            for each in pair:
+            for each in filter(None, pair):
                 each.close()
     return [row for instance in instances for row in rows[instance.id]]
 
 
-def _gained(row: Row) -> float:
-    return row.gain.median if row.gain else 0.0
+def renew(pair: list[Any], sides: tuple[Side, Side], run: Run, folder: Path) -> None:
+    """Start the children that are not there or answer no more."""
+    for place, each in enumerate(pair):
+        if each is None or each.broken:
+            pair[place] = None
+            if each is not None:
+                each.close()
+            pair[place] = child(sides[place], run, folder)
+
+
+def repeated(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
+    """The rows of a case after what seemed lost was measured again: the better of both, or the first and a note."""
+    again = {row.variant: row for row in second}
+    found = []
+    for row in first:
+        other = again.get(row.variant) or again.get("all")
+        if row.gain is None or not row.lost:
+            found.append(row)
+        elif other is None or other.gain is None:
+            found.append(replace(row, why=f"could not be repeated{f': {other.why}' if other else ''}"))
+        else:
+            found.append(other if other.gain.median > row.gain.median else row)
+    return found
 
 
 def report(rows: Sequence[Row], ref: Side, mine: Side) -> str:
@@ -264,18 +285,21 @@ def report(rows: Sequence[Row], ref: Side, mine: Side) -> str:
     lines = [("case", "variant", ref.name, "this", "this is", "")]
     for row in rows:
         if row.gain is None:
-            lines.append((row.case, row.variant, "", "", "", f"not compared: {row.why}"))
+            lines.append(
+                (row.case, row.variant, "", "", "", f"{'**broken**' * row.broken or 'not compared'}: {row.why}")
+            )
             continue
         interval = f"[{row.gain.lower:.3g}, {row.gain.upper:.3g}]"
         clear = row.gain.verdict in (FASTER, SLOWER)
         said = f"{row.gain.median:.3g} x as fast {interval}" if clear else f"no difference {interval}"
         both = [times(Figure(each, each, each)).partition(" [")[0] for each in (row.first, row.second)]
-        lines.append((row.case, row.variant, *both, said, f"**lost more than {LOSS:.0%}**" if row.lost else ""))
+        notes = [f"**lost more than {LOSS:.0%}**"] * row.lost + [row.why] * bool(row.why)
+        lines.append((row.case, row.variant, *both, said, ", ".join(notes)))
     return f"{ref.name} is {ref.revision}, this is {mine.revision}.\n\n{table(lines)}"
 
 
 def run(argv: Sequence[str]) -> int:
-    """Build, measure, print: 1 where something is lost, 0 otherwise."""
+    """Build, measure, print: 1 where something is lost or broken, or nothing was compared at all, 0 otherwise."""
     parsed = argparse.ArgumentParser(
         prog="python -m benchmarks regression",
         description=__doc__,
@@ -293,6 +317,8 @@ def run(argv: Sequence[str]) -> int:
         raise ValueError(
             f"--rounds is {flags.rounds}; accepted: 6 and more, fewer show no difference in 95 of 100 cases"
         )
+    if not flags.seconds > 0:
+        raise ValueError(f"--seconds is {flags.seconds:g}; accepted: more than 0")
     asked = Run(flags.device, flags.scale, flags.rounds, flags.seconds)
     instances = chosen(flags.suite.split(","), flags.only, asked)
     if not instances:
@@ -301,6 +327,18 @@ def run(argv: Sequence[str]) -> int:
     with display() as shown:
         rows = compared(sides, instances, asked, shown)
     print(report(rows, *sides))
-    lost = [row for row in rows if row.lost]
-    print(f"\n{len(lost)} of {len(rows)} variants lost more than {LOSS:.0%}.")
-    return int(bool(lost))
+    text, failed = verdict(rows)
+    print(f"\n{text}")
+    return int(failed)
+
+
+def verdict(rows: Sequence[Row]) -> tuple[str, bool]:
+    """The last line, and whether the comparison fails."""
+    lost, broken = sum(row.lost for row in rows), sum(row.broken for row in rows)
+    said = [f"{lost} of {len(rows)} variants lost more than {LOSS:.0%}."]
+    if broken:
+        said.append(f"{broken} that the reference can do this tree can not.")
+    nothing = all(row.gain is None for row in rows)
+    if nothing:
+        said.append("Nothing could be compared.")
+    return " ".join(said), bool(lost or broken or nothing)

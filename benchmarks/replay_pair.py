@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,26 +18,91 @@ import numpy as np
 from benchmarks.peers.replay import transitions
 from benchmarks.peers.replay.ours import SerlFast
 from benchmarks.peers.replay.store import Store
-from benchmarks.peers.replay.transitions import EPISODE, block, wrong_rows
+from benchmarks.peers.replay.transitions import EPISODE, block, fields, named, wrong_fields, wrong_rows
 from benchmarks.peers.replay.transitions import Work as Data
 from benchmarks.replay_numpy import Twin
 
 OURS, TWIN = "serl_fast", "numpy"
 STORES: dict[str, type[Store]] = {OURS: SerlFast, TWIN: Twin}
+BEYOND_CACHES = 200 << 20  # bytes
 STATM = Path("/proc/self/statm")  # where Linux says how much memory a process has
 
 
 def require_same_work(stores: dict[str, Store], functions: dict[str, Callable[[], Any]], n_step: int) -> None:
-    """Raise unless every function returns the same arrays, with rows that were stored."""
+    """Raise unless every function returns the same arrays, with whole rows that were stored, others every time."""
     arrays = {}
     for name, function in functions.items():
-        batch = function()
-        if wrong := wrong_rows(stores[name].parts(batch), n_step):
-            raise AssertionError(f"{name} returns {wrong} rows that were never stored")
+        before: list[float] = []
+        for _ in range(2):
+            batch = function()
+            if (numbers := require_stored_rows(name, stores[name], batch, n_step).tolist()) == before:
+                raise AssertionError(f"{name} returns the same rows twice")
+            before = numbers
         arrays[name] = {key: (array.shape, array.dtype) for key, array in flattened(batch)}
     first, *others = arrays.values()
     if any(other != first for other in others):
         raise AssertionError(f"the stores return other arrays: {arrays}")
+
+
+def require_stored_rows(name: str, store: Store, batch: dict[str, Any], n_step: int = 1) -> np.ndarray:
+    """The numbers [B] of a batch's rows; raise unless it has all fields of them, as they were stored."""
+    parts = store.parts(batch)
+    if lacking := fields(store.work) - set(parts):
+        raise AssertionError(f"{name} returns no {', '.join(sorted(lacking))}")
+    wrong = {field: int(rows.sum()) for field, rows in wrong_fields(store.work, parts, n_step).items() if rows.any()}
+    if wrong:
+        rows = wrong_rows(store.work, parts, n_step)
+        raise AssertionError(f"{name} returns {rows} rows that were never stored: {wrong}")
+    stored = dict(flattened(store.work.steps))
+    for key, array in flattened(batch):
+        if key in stored and array.dtype != stored[key].dtype:
+            raise AssertionError(f"{name} returns {key} as {array.dtype}, not {stored[key].dtype}")
+    return np.array(parts["state"][:, 0])
+
+
+def require_appends(
+    appending: Mapping[str, Callable[[Any], Callable[[], Any]]], source: Data, rows: int, cycle: int
+) -> None:
+    """Raise unless calls of what ``appending`` makes of an empty store put the next ``rows`` of ``source`` there.
+
+    Args:
+        appending: by variant; one that is no store's name is a way to append to ours.
+        source: whose first ``cycle`` steps are appended in their order, again and again.
+        rows: of a call.
+        cycle: see ``source``.
+    """
+    capacity, number = 2 * EPISODE, named(source.steps["observations"])["state"][:, 0]
+    for name, make in appending.items():
+        store = STORES.get(name, STORES[OURS])(source, "uniform", capacity)
+        function = make(store)
+        for appended in range(rows, capacity + 2 * rows, rows):
+            function()
+            if (held := count(store)) != min(appended, capacity):
+                raise AssertionError(f"{name}: {appended} rows were appended, {held} are there")
+        found = require_stored_rows(name, store, contents(store))
+        expected = number[np.arange(appended - capacity, appended) % cycle]
+        if not np.array_equal(found, expected):
+            raise AssertionError(f"{name}: other rows than the last {capacity} appended are there")
+
+
+def require_filled(store: Store, capacity: int) -> None:
+    """Raise unless a store is full of rows of its work."""
+    if (held := count(store)) != capacity:
+        raise AssertionError(f"{type(store).__name__}: {held} rows, not {capacity}")
+    require_stored_rows(type(store).__name__, store, contents(store))
+
+
+def count(store: Any) -> int:
+    """Transitions that a store holds."""
+    return store.size if isinstance(store, Twin) else len(store.store)
+
+
+def contents(store: Any) -> dict[str, Any]:
+    """Everything that a store holds, the oldest first, as a batch."""
+    if isinstance(store, Twin):
+        places = (store.next - store.size + np.arange(store.size)) % store.capacity
+        return {key: array[places] for key, array in store.arrays.items()}
+    return store.sampler.batch_at(np.arange(len(store.store)))
 
 
 def flattened(batch: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
@@ -49,43 +114,43 @@ def flattened(batch: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, np
             yield prefix + (f"{key}/state" if key in ("observations", "next_observations") else key), value
 
 
-class BesideAppends:
-    """Calls of ``sample`` in this thread while another one appends.
+class Beside:
+    """Calls of ``function`` in this thread while another one calls ``other``, both at full speed.
 
     Args:
-        sample: one call.
-        append: one call of the other thread, of ``rows`` rows.
-        rows: transitions.
-        extra: where "appends_per_second" is put, transitions.
+        function: what is measured.
+        other: what the other thread does.
+        rows: transitions of a call of ``other``.
+        extra: where "other_thread_per_second" is put, transitions.
     """
 
     def __init__(
-        self, sample: Callable[[], Any], append: Callable[[], Any], rows: int, extra: dict[str, float | str]
+        self, function: Callable[[], Any], other: Callable[[], Any], rows: int, extra: dict[str, float | str]
     ) -> None:
-        self.sample, self.append, self.rows, self.extra = sample, append, rows, extra
-        self.appended, self.seconds = 0, 0.0  # of all rounds
+        self.function, self.other, self.rows, self.extra = function, other, rows, extra
+        self.moved, self.seconds = 0, 0.0  # by the other thread, of all rounds
 
     def seconds_per_call(self, seconds: float) -> float:
-        """Of sampling; the other thread runs for as long."""
+        """Of ``function``; the other thread runs for as long."""
         stop, calls, start = threading.Event(), 0, time.perf_counter()
 
-        def appending() -> None:
+        def others() -> None:
             while not stop.is_set():
-                self.append()
-                self.appended += self.rows
+                self.other()
+                self.moved += self.rows
 
         with ThreadPoolExecutor(1) as pool:
-            other = pool.submit(appending)
+            other = pool.submit(others)
             try:
                 while calls == 0 or time.perf_counter() - start < seconds:
-                    self.sample()
+                    self.function()
                     calls += 1
                 took = time.perf_counter() - start
             finally:
                 stop.set()
             other.result()
         self.seconds += took
-        self.extra["appends_per_second"] = self.appended / self.seconds
+        self.extra["other_thread_per_second"] = self.moved / self.seconds
         return took / calls
 
 
@@ -93,6 +158,18 @@ class BesideAppends:
 def data_of(name: str) -> Data:
     """The transitions of :mod:`benchmarks.peers.replay.transitions`, made once."""
     return transitions.WORKS[name]()
+
+
+@functools.cache
+def rotated(name: str) -> list[Data]:
+    """The transitions of ``name`` so often that, appended in turns, no cache holds them when their turn comes again.
+
+    Cameras alone: a caller's states are in a cache when it appends them.
+    """
+    source = data_of(name)
+    bytes_once = len(source.steps["rewards"]) * (source.transition_bytes - source.observation_bytes)
+    copies = -(-BEYOND_CACHES // bytes_once) if name == "cameras" else 1
+    return [source, *(transitions.WORKS[name]() for _ in range(copies - 1))]
 
 
 def with_cameras(count: int) -> Data:
@@ -131,7 +208,7 @@ def grown(name: str, data: str, capacity: int) -> float:
     filled(name, data_of(data), EPISODE)  # imports and first calls are not the store's memory
     before = resident_bytes()
     store = filled(name, data_of(data), capacity)
-    return (resident_bytes() - before) / len(store.arrays["rewards"] if isinstance(store, Twin) else store.store)
+    return (resident_bytes() - before) / count(store)
 
 
 def resident_bytes() -> int:

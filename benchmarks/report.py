@@ -7,21 +7,23 @@ from pathlib import Path
 
 from benchmarks.machine import markdown
 from benchmarks.measure import LIMIT, Outcome
-from benchmarks.results import Results, ratio
+from benchmarks.results import Results, is_floor, ratio, shown_variant
 from benchmarks.spread import FASTER, FEW, NOISY, Figure, Ratio
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 COLUMNS = ("case", "variant", "time of a call", "rate", "against the baseline", "bytes", "FLOPs", "of the limit",
            "peak memory", "compile", "capture", "further")  # fmt: skip
-OWN_COLUMNS = ("compile_s", "capture_s", "peak_bytes", "note")
+OWN_COLUMNS = ("compile_s", "capture_s", "peak_bytes", "note", "floor")
 HOW_TO_READ = (
     "A time is the median of all rounds, and in brackets the spread that a repetition stays within: quartiles, 95 % "
     "interval of the median and medians of the passes, whichever reaches further, widened by what the machine itself "
     "changed meanwhile. A ratio is the median over rounds in turns, above 1 faster than the baseline, in brackets "
-    "its 95 % interval. Where that holds 1, the row says noisy and nobody has won. Warm-up, compiling and capturing "
-    "are not part of the times. Bytes count what is read and what is written, FLOPs a multiply-add as two. More is in "
+    "its 95 % interval. Where that holds 1, the row says noisy and nobody has won. A floor is a part of the work "
+    "alone, and no competitor. Warm-up, compiling and capturing are not part of the times. Further figures are those "
+    "of the first pass. Bytes count what is read and what is written, FLOPs a multiply-add as two. More is in "
     "docs/guides/benchmarks.md."
 )
+INTERRUPTED = "**Interrupted**: only what was measured until then is here."
 
 
 def report(results: Results, pictures: Sequence[Path] = ()) -> str:
@@ -33,6 +35,8 @@ def report(results: Results, pictures: Sequence[Path] = ()) -> str:
     """
     parts = [f"# Benchmarks: {results.machine.get('GPU') or results.machine.get('CPU', 'unknown machine')}"]
     parts += [f"```\n{results.command}\n```", markdown(results.machine), _run_line(results), limits_table(results)]
+    if results.interrupted:
+        parts.append(INTERRUPTED)
     for suite in results.suites:
         parts += [f"## {suite}", suite_table(results, suite)]
         parts += [f"![{path.stem}]({path.name})" for path in pictures if path.stem.split("_")[0] == suite]
@@ -49,7 +53,7 @@ def _run_line(results: Results) -> str:
     return (
         f"Scale {run.get('scale')}: {run.get('rounds')} rounds of {run.get('seconds')} s of every variant, in turns, "
         f"in {passes} pass{'es' * (passes != 1)}; {results.seconds / 60:.1f} minutes. The machine's own unrest "
-        f"meanwhile: {results.unrest:.1%}."
+        f"meanwhile: {'not measured' if results.unrest is None else f'{results.unrest:.1%}'}."
     )
 
 
@@ -85,6 +89,8 @@ def case_rows(results: Results, case: Outcome) -> list[tuple[str, ...]]:
         further = [f"{_name(key)} {_extra(key, value)}" for key, value in extra.items() if key not in OWN_COLUMNS]
         if extra.get("note"):
             further.append(str(extra["note"]))
+        if variant in case.missing:
+            further.append(f"not in every pass: {case.missing[variant]}")
         fraction = None if variant == LIMIT else results.of_limit(case, variant)
         named = "" if case.limit in (None, LIMIT) else f" ({case.limit})"
         rows.append(
@@ -93,7 +99,7 @@ def case_rows(results: Results, case: Outcome) -> list[tuple[str, ...]]:
                 "limit" if variant == LIMIT else variant,
                 times(taken),
                 rate(case.units / taken.median, case.unit),
-                "" if variant == LIMIT else against(ratio(case, variant), variant == case.baseline),
+                _against_of(case, variant),
                 f"{quantity(case.bytes)}B, {quantity(case.bytes / taken.median)}B/s" if case.bytes else "",
                 f"{quantity(case.flops)}FLOP, {quantity(case.flops / taken.median)}FLOP/s" if case.flops else "",
                 "" if fraction is None else f"{fraction:.0%}{named}",
@@ -104,6 +110,14 @@ def case_rows(results: Results, case: Outcome) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _against_of(case: Outcome, variant: str) -> str:
+    if variant == LIMIT:
+        return ""
+    if is_floor(case, variant):
+        return "floor"
+    return against(ratio(case, variant), variant == case.baseline)
 
 
 def against(found: Ratio | None, baseline: bool) -> str:
@@ -160,7 +174,9 @@ def _extra(key: str, value: float | str) -> str:
 
 
 def readme_block(results: Results, folder: str, pictures: Sequence[Path]) -> str:
-    """The short table of the README: of every case its first parameters and its fastest variant; and the pictures.
+    """The short table of the README: of every case its first parameters, and :func:`shown_variant`; and the pictures.
+
+    What makes the figures doubtful or incomplete stands above them.
 
     Args:
         results: of a run.
@@ -169,17 +185,21 @@ def readme_block(results: Results, folder: str, pictures: Sequence[Path]) -> str
     """
     rows, seen = [("suite", "case", "variant", "rate", "against", "")], set()
     for case in results.cases:
-        found = {name: ratio(case, name) for name in case.variants}
-        fastest = max((name for name, each in found.items() if each), key=lambda name: found[name].median, default=None)
-        if case.id.partition("[")[0] in seen or fastest is None:
+        shown = shown_variant(case)
+        if case.id.partition("[")[0] in seen or shown is None:
             continue
         seen.add(case.id.partition("[")[0])
-        said = rate(case.units / results.seconds_per_call(case, fastest).median, case.unit)
-        rows.append((case.suite, case.title, fastest, said, str(case.baseline), against(found[fastest], False)))
+        said = rate(case.units / results.seconds_per_call(case, shown).median, case.unit)
+        rows.append((case.suite, case.title, shown, said, str(case.baseline), against(ratio(case, shown), False)))
     machine = results.machine
     where = f"{machine.get('GPU') or machine.get('CPU')}, {machine.get('cores')} cores, {machine.get('date')}"
     said = f"`{results.command}` on {where}, commit {machine.get('commit')} ([all of it]({folder}/report.md)):"
-    text = [said, table(rows) if len(rows) > 1 else "No case has been measured beside its baseline yet."]
+    doubts = [f"**Caution**: {machine['caution']}."] if machine.get("caution") else []
+    doubts += [INTERRUPTED] if results.interrupted else []
+    if results.failures:
+        first = [text.strip().splitlines()[0] for text in results.failures if text.strip()]
+        doubts.append(f"**{len(results.failures)} failed**: {'; '.join(first)}.")
+    text = [said, *doubts, table(rows) if len(rows) > 1 else "No case has been measured beside its baseline yet."]
     text += [f"![{path.stem}]({folder}/{path.name})" for path in pictures if path.stem in results.suites]
     if "GPU" not in machine:
         text.append("On a GPU: not yet measured.")

@@ -83,21 +83,21 @@ def figure(passes: Sequence[Sequence[float]], unrest: float = 0.0) -> Figure:
     return Figure(median, median * math.exp(-below), median * math.exp(above))
 
 
-def unrest(yardsticks: Sequence[Sequence[float]]) -> float:
+def unrest(yardsticks: Sequence[Sequence[float]]) -> float | None:
     """How much the machine changed while the suite ran: two relative standard deviations of a yardstick's times.
 
     The deviation is the distance between the quartiles over 1.349, as of a normal distribution, so that a single time
-    that the system disturbed counts for nothing.
+    that the system disturbed counts for nothing. None where no yardstick was taken twice.
 
     Args:
         yardsticks: times of some fixed work each, taken all over the run; the largest deviation is the answer.
     """
-    found = [0.0]
+    found = []
     for times in yardsticks:
         if len(times) > 1:
             lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
             found.append(2 * (upper - lower) / 1.349 / median)
-    return max(found)
+    return max(found, default=None)
 
 
 def speed_up(times: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]) -> Ratio:

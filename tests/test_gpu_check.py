@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import bench_update, gpu_check, suite
 from benchmarks.gpu_profile import busy_and_idle
+from benchmarks.limits import Yardsticks
 from benchmarks.measure import Outcome
 from benchmarks.results import Results
 from benchmarks.suite import Run
@@ -39,14 +40,19 @@ def test_the_ladder_on_the_processor(monkeypatch):
     monkeypatch.setattr(gpu_check, "SHORTEST_CASE", 0.0)
     monkeypatch.setitem(WORKLOADS, "rlpd", WORKLOADS["rlpd"].small())
     run = Run("cpu", "quick", rounds=2, seconds=0.01)
-    (found,) = gpu_check.run_ladder(gpu_check.Deadline(1e9), run, ["update/by_ensemble[2]"])
+    yardsticks = Yardsticks()
+    (found,) = gpu_check.run_ladder(gpu_check.Deadline(1e9), run, ["update/by_ensemble[2]"], yardsticks)
+    assert [len(times) for times in yardsticks.times.values()] == [2, 2]
     assert found.passes["eager"][0][0] > 0
     assert "graphed" not in found.passes
     assert not gpu_check.has_failed([found])
 
 
 def test_what_there_is_no_time_for_is_said():
-    (found,) = gpu_check.run_ladder(gpu_check.Deadline(0), Run("cpu", "quick"), ["update/step[state-256-float32]"])
+    kept = []
+    run, ids = Run("cpu", "quick"), ["update/step[state-256-float32]"]
+    (found,) = gpu_check.run_ladder(gpu_check.Deadline(0), run, ids, keep=kept.append)
+    assert kept == [found]
     assert not found.passes
     assert set(found.missing.values()) == {"not run: no time was left"}
     assert not gpu_check.has_failed([found])
@@ -79,11 +85,25 @@ def test_the_whole_check_beside_a_stand_in(tmp_path, monkeypatch, status, reason
     monkeypatch.setattr(gpu_check, "machine", lambda device: {"GPU": "A GPU", "date": "2026-01-02"})
     monkeypatch.setattr(gpu_check, "measured", lambda device, quick: [])
     monkeypatch.setattr(gpu_check, "run_tests", lambda seconds: {"status": status, "output": ["said"]})
-    monkeypatch.setattr(gpu_check, "run_ladder", lambda deadline, run: [case])
+    folder = tmp_path / "a-gpu_2026-01-02"
+
+    def run_ladder(deadline, run, yardsticks, keep):
+        assert json.loads((folder / "check.json").read_text())["tests"]["status"] == status
+        keep(case)
+        partial = Results.load(folder)
+        assert partial.interrupted
+        assert len(partial.cases) == 1
+        yardsticks.take()
+        yardsticks.take()
+
+    monkeypatch.setattr(gpu_check, "Yardsticks", lambda device: Yardsticks())
+    monkeypatch.setattr(gpu_check, "run_ladder", run_ladder)
     monkeypatch.setattr(gpu_check, "run_profiles", lambda deadline: ("| table |", {}))
     assert gpu_check.main(["--output", str(tmp_path)]) == expected
-    names = {path.name for path in (tmp_path / "a-gpu_2026-01-02").iterdir()}
+    names = {path.name for path in folder.iterdir()}
     assert {"results.json", "report.md", "check.json", "check.md"} <= names
+    assert not Results.load(folder).interrupted
+    assert Results.load(folder).unrest is not None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

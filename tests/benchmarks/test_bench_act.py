@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_executions_that_act_otherwise_are_caught():
     [
         (Run("cpu"), "state", "graphed", "CUDA"),
         (Run("cuda"), "state", "graphed", ""),
-        (Run("cpu", "quick"), "cameras", "compiled", "normal"),
+        (Run("cpu", "quick"), "cameras", "compiled", "without --quick"),
         (Run("cpu", "normal"), "cameras", "compiled", ""),
         (Run("cuda", "quick"), "cameras", "compiled", ""),
         (Run("cpu"), "hybrid", "compiled", ""),
@@ -74,6 +75,30 @@ def test_the_policies_act_on_their_observations(monkeypatch):
         assert latency.runner.threads == 1
         assert latency.seconds_per_call(0) > 0
         assert set(work.extra["eager"]) == {"p50_s", "p99_s", "calls"}
+
+
+def test_what_an_earlier_run_compiled_is_not_found(monkeypatch):
+    caches, resets = {}, []
+
+    class Runner:
+        def __init__(self, agent, **options):
+            self.execution = options["execution"]
+
+        def warm_up(self, observation):
+            caches[self.execution] = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+
+        def act(self, observation, deterministic=False):
+            return np.zeros(7)
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/kept")
+    monkeypatch.setattr(bench_act, "PolicyRunner", Runner)
+    monkeypatch.setattr(bench_act.torch._dynamo, "reset", lambda: resets.append(1))
+    for _ in range(2):
+        work = REGISTRY["act/act[state-1]"].build(Run(scale="quick"))
+        assert set(work.extra["compiled"]) == {"compile_s"}
+        assert caches["compiled"] != "/kept"
+        assert not os.path.exists(caches["compiled"])
+    assert len(resets) == 2
 
 
 def test_the_processes_that_keep_the_cores_busy_are_ended(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -56,6 +58,22 @@ def test_on_a_cuda_device_the_kernels_run_and_dali_says_where_it_does(monkeypatc
     work = bench_augment._work(Run("cuda"), **{name: lambda: lambda: [image] for name in bench_augment.VARIANTS})
     assert tuple(work.functions) == bench_augment.VARIANTS
     assert "host" in work.extra["dali"]["note"]
+
+
+def test_what_an_earlier_run_compiled_is_not_found(monkeypatch):
+    caches, resets = [], []
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/kept")
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(1))
+
+    def compiled():
+        caches.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        return lambda: [torch.ones(2)]
+
+    for _ in range(2):
+        work = bench_augment._work(Run(scale="quick"), compiled=compiled)
+        assert work.extra["compiled"]["compile_s"] > 0
+    assert len({*caches, "/kept"}) == 3
+    assert len(resets) == 2
 
 
 def test_a_variant_that_does_other_work_is_caught():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 
 from benchmarks import bench_peers
 from benchmarks.peers import processes
+from benchmarks.peers.update import LEARNERS
 from benchmarks.suite import REGISTRY, Run
 
 TINY = Run("cpu", "tiny")
@@ -25,6 +28,7 @@ def test_a_package_that_is_missing_is_a_row(monkeypatch):
     assert work.missing["rlox"] == "not at this scale"
     assert work.functions["serl_fast"].seconds_per_call(0) > 0
     assert work.extra["serl_fast"]["note"].startswith("serl_fast: ReplayStore")
+    assert work.extra["serl_fast"]["capacity"] == 1024
 
 
 def test_the_stores_are_filled_once_for_all_cases_of_their_data(monkeypatch):
@@ -37,6 +41,16 @@ def test_the_stores_are_filled_once_for_all_cases_of_their_data(monkeypatch):
     third = REGISTRY["peers/sample_n_step"].build(TINY)
     assert third.functions["serl_fast"].child is not first.functions["serl_fast"].child
     assert first.functions["NumPy"].child.process.poll() is not None
+
+
+def test_floors_are_marked_and_no_time_of_building_beside_others_is_given(monkeypatch):
+    said = {"package": "p", "version": "1", "settings": "s", "gflop": None}
+    group = processes.Group({name: types.SimpleNamespace(built=said) for name in LEARNERS}, {})
+    monkeypatch.setattr(bench_peers, "learners", lambda *_: group)
+    extra = REGISTRY["peers/update[1]"].build(Run(scale="quick")).extra
+    floors = {name for name, each in extra.items() if each.get("floor") == "yes"}
+    assert floors == {"matrix products alone", "matrix products alone, oneDNN"}
+    assert set(extra["serl_fast, eager"]) == {"version", "note"}
 
 
 def test_what_is_ours_may_not_be_missing():

@@ -7,16 +7,19 @@ import types
 import numpy as np
 import pytest
 
-from benchmarks import bench_replay, row_gather
+from benchmarks import bench_replay, replay_pair, row_gather
 from benchmarks.peers.replay.transitions import EPISODE, N_STEP, block
-from benchmarks.replay_numpy import SumTree
+from benchmarks.replay_numpy import SumTree, Twin
 from benchmarks.replay_pair import (
-    BesideAppends,
+    Beside,
     data_of,
     filled,
     flattened,
     grown_apart,
+    require_appends,
+    require_filled,
     require_same_work,
+    rotated,
     with_cameras,
 )
 from benchmarks.suite import REGISTRY, Run
@@ -69,13 +72,24 @@ def test_an_adapter_that_does_nothing_is_caught():
         require_same_work(stores, functions | {"numpy": lambda: nothing}, 1)
 
 
-@pytest.mark.parametrize("spoil", [lambda array: array.astype(np.float64), lambda array: array[:-1]])
-def test_an_adapter_that_returns_other_arrays_is_caught(spoil):
+@pytest.mark.parametrize(
+    ("key", "spoil", "said"),
+    [
+        ("masks", lambda array: array.astype(np.float64), "the stores return other arrays"),
+        ("rewards", lambda array: array.astype(np.float64), "numpy returns rewards as float64, not float32"),
+        ("masks", lambda array: array[:-1], "numpy returns 40 rows that were never stored"),
+    ],
+)
+def test_an_adapter_that_returns_other_arrays_is_caught(key, spoil, said):
     stores = {name: filled(name, data_of("states"), EPISODE) for name in ("serl_fast", "numpy")}
     functions = {name: store.into(ROWS) for name, store in stores.items()}
-    batch = functions["numpy"]()
-    with pytest.raises(AssertionError, match="other arrays"):
-        require_same_work(stores, functions | {"numpy": lambda: batch | {"masks": spoil(batch["masks"])}}, 1)
+
+    def spoilt():
+        batch = functions["numpy"]()
+        return batch | {key: spoil(batch[key])}
+
+    with pytest.raises(AssertionError, match=said):
+        require_same_work(stores, functions | {"numpy": spoilt}, 1)
 
 
 def test_a_torn_row_is_caught():
@@ -89,6 +103,114 @@ def test_a_torn_row_is_caught():
 
     with pytest.raises(AssertionError, match="serl_fast returns 1 rows"):
         require_same_work(stores, functions | {"serl_fast": torn}, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "rows"),
+    [
+        ("observations/wrist", slice(64, None)),
+        ("next_observations/front", slice(1, None)),
+        ("next_observations/state", 3),
+    ],
+)
+def test_a_copy_that_is_not_whole_is_caught(key, rows):
+    stores = {name: filled(name, data_of("cameras"), EPISODE) for name in ("serl_fast", "numpy")}
+    functions = {name: store.into(ROWS) for name, store in stores.items()}
+
+    def partial():
+        batch = functions["numpy"]()
+        batch[key][:, rows] = 0
+        return batch
+
+    with pytest.raises(AssertionError, match=f"numpy returns {ROWS} rows that were never stored: .*{key[-5:]}"):
+        require_same_work(stores, functions | {"numpy": partial}, 1)
+
+
+@pytest.mark.parametrize("key", ["truncated", "masks", "discounts"])
+def test_flags_that_were_not_copied_are_caught(key):
+    stores = {name: filled(name, data_of("states"), 2 * EPISODE) for name in ("serl_fast", "numpy")}
+    functions = {name: store.into(1000) for name, store in stores.items()}
+    batch = functions["numpy"]()
+    empty = {key: np.full_like(batch[key], 1)}
+    with pytest.raises(AssertionError, match=rf"numpy returns \d+ rows that were never stored: .*{key[:-1]}"):
+        require_same_work(stores, functions | {"numpy": lambda: functions["numpy"]() | empty}, 1)
+
+
+def test_batches_that_do_not_change_are_caught():
+    stores = {name: filled(name, data_of("states"), EPISODE) for name in ("serl_fast", "numpy")}
+    functions = {name: store.into(ROWS) for name, store in stores.items()}
+    batch = functions["numpy"]()
+    with pytest.raises(AssertionError, match="numpy returns the same rows twice"):
+        require_same_work(stores, functions | {"numpy": lambda: batch}, 1)
+
+
+@pytest.mark.parametrize("case", ["append_one[states]", "append_many[states]", "concurrent[append-states]"])
+@pytest.mark.parametrize("fault", ["nothing", "half"])
+def test_an_append_that_does_less_is_caught(monkeypatch, case, fault):
+    """The adapter's own method does nothing, or leaves out a half."""
+    append, extend = Twin.append, Twin.extend
+
+    def of_items(self, items):
+        return append(self, list(items)[: 0 if fault == "nothing" else len(items) // 2])
+
+    def of_block(self, block):
+        if len(block["rewards"]) != 64:
+            return extend(self, block)
+        if fault == "half":
+            extend(self, {key: array[:32] for key, array in block.items()})
+        return None
+
+    monkeypatch.setattr(Twin, "append", of_items)
+    monkeypatch.setattr(Twin, "extend", of_block)
+    with pytest.raises(AssertionError, match=r"numpy: \d+ rows were appended, \d+ are there"):
+        REGISTRY[f"replay/{case}"].build(TINY)
+
+
+def test_an_append_of_other_rows_is_caught():
+    source = data_of("states")
+
+    def first_again(store):
+        part = store.block(block(source.steps, 0, 64))
+        return lambda: store.extend(part)
+
+    with pytest.raises(AssertionError, match="other rows than the last 256"):
+        require_appends({"numpy": first_again}, source, 64, 1024)
+
+    def spoilt(store):
+        turns = iter(range(0, 1024, 64))
+
+        def call():
+            store.extend(store.block(block(source.steps, next(turns), 64)))
+            store.arrays["next_observations/state"][:, 5] = 0
+
+        return call
+
+    with pytest.raises(AssertionError, match=r"never stored: \{'next_state': 256\}"):
+        require_appends({"numpy": spoilt}, source, 64, 1024)
+
+
+def test_a_store_that_is_not_filled_is_caught(monkeypatch):
+    require_filled(filled("serl_fast", data_of("states"), 300), 300)
+    monkeypatch.setattr(Twin, "extend", lambda self, block: None)
+    with pytest.raises(AssertionError, match="Twin: 0 rows"):
+        REGISTRY["replay/fill[states]"].build(TINY)
+
+
+def test_appended_cameras_come_from_memory_and_capacities_are_those_of_every_scale(monkeypatch):
+    monkeypatch.setattr(replay_pair, "BEYOND_CACHES", 30 << 20)
+    rotated.cache_clear()
+    try:
+        frames = [each.steps["observations"]["front"] for each in rotated("cameras")]
+        assert sum(2 * array.nbytes for array in frames) > 30 << 20
+        assert len({array.ctypes.data for array in frames}) == len(frames)
+        assert len(rotated("states")) == 1
+    finally:
+        rotated.cache_clear()
+    quick, normal = (bench_replay._capacity(Run(scale=scale), "cameras") for scale in ("quick", "normal"))
+    assert quick == normal
+    assert REGISTRY["replay/append_many[cameras]"].build(TINY).limit == "copy"
+    assert REGISTRY["replay/append_many[states]"].build(TINY).limit is None
+    assert REGISTRY["replay/fill[cameras]"].build(TINY).limit is None
 
 
 def test_the_sum_tree_finds_what_a_running_sum_finds():
@@ -191,22 +313,33 @@ def test_the_limit_of_states_copies_the_rows_it_is_asked_for(monkeypatch, native
     assert 0 < gather.seconds_per_call(0) < 1
 
 
-def test_appends_beside_sampling_are_counted_and_errors_come_out():
+def test_what_the_other_thread_does_is_counted_and_errors_come_out():
     calls, extra = [], {}
-    beside = BesideAppends(lambda: calls.append(1), lambda: None, 8, extra)
+    beside = Beside(lambda: calls.append(1), lambda: None, 8, extra)
     seconds = beside.seconds_per_call(0.02)
     assert seconds * len(calls) == pytest.approx(beside.seconds)
     assert beside.seconds >= 0.02
-    assert extra["appends_per_second"] == pytest.approx(beside.appended / beside.seconds)
-    assert beside.appended % 8 == 0
+    assert extra["other_thread_per_second"] == pytest.approx(beside.moved / beside.seconds)
+    assert beside.moved % 8 == 0
 
     def fails():
         raise RuntimeError("full")
 
     with pytest.raises(RuntimeError, match="full"):
-        BesideAppends(lambda: None, fails, 8, {}).seconds_per_call(0.02)
+        Beside(lambda: None, fails, 8, {}).seconds_per_call(0.02)
     with pytest.raises(RuntimeError, match="full"):
-        BesideAppends(fails, lambda: None, 8, {}).seconds_per_call(0.02)
+        Beside(fails, lambda: None, 8, {}).seconds_per_call(0.02)
+
+
+def test_either_side_of_two_threads_is_a_case():
+    sampling, appending = (REGISTRY[f"replay/concurrent[{side}-states]"].build(TINY) for side in ("sample", "append"))
+    assert (sampling.units, appending.units) == (256, 8)
+    assert len(sampling.functions["serl_fast"].function()["rewards"]) == 256
+    assert len(appending.functions["serl_fast"].other()["rewards"]) == 256
+    for work in (sampling, appending):
+        for name, function in work.functions.items():
+            assert function.seconds_per_call(0.01) > 0
+            assert work.extra[name]["other_thread_per_second"] > 0
 
 
 def test_batches_drawn_ahead_and_directly(monkeypatch):

@@ -44,6 +44,41 @@ def test_yardsticks_are_taken_one_by_one():
     assert all(value > 0 for values in taken.times.values() for value in values)
 
 
+def test_yardsticks_know_no_tf32_and_leave_the_flag(monkeypatch):
+    seen = []
+
+    def clock(function, calls):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, calls))
+        return float(len(seen))
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        monkeypatch.setattr(limits, "clock_of", lambda device: clock)
+        Yardsticks().take()
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert seen
+    assert not any(flag for flag, _ in seen)
+
+
+def test_yardsticks_of_a_device_are_timed_between_events_over_many_products(monkeypatch):
+    asked, calls = [], []
+    real = {"zeros": torch.zeros, "randn": torch.randn}
+    for name, function in real.items():
+        monkeypatch.setattr(torch, name, lambda *size, device, function=function, **rest: function(8, 8))
+
+    def clock_of(device):
+        asked.append(device)
+        return lambda function, count: calls.append(count) or 1.0
+
+    monkeypatch.setattr(limits, "clock_of", clock_of)
+    Yardsticks("cuda")
+    assert asked == ["cuda"]
+    assert min(calls) > 4
+
+
 def test_a_device_s_limits_are_named_as_the_cases_name_them(monkeypatch):
     rates = {"copy, bytes/s": 3e12, "host to device, bytes/s": 5e10, "float32, FLOP/s": 5e13, "bfloat16, FLOP/s": 6e14}
     monkeypatch.setattr("benchmarks.gpu_profile.device_limits", lambda seconds: rates)
@@ -76,6 +111,17 @@ def test_the_machine_block_has_what_a_reader_needs():
     block = machine.machine()
     assert {"CPU", "cores", "memory", "Python", "torch", "numpy", "commit", "date"} <= set(block)
     assert all(isinstance(value, str) and value for value in block.values())
+
+
+def test_the_machine_block_says_how_many_threads_the_store_copies_with():
+    from serl_fast.replay import _native
+
+    before = _native.threads()
+    try:
+        _native.set_threads(2)
+        assert machine.machine()["threads of the replay store's copies"] == "2"
+    finally:
+        _native.set_threads(before)
 
 
 @pytest.mark.gpu

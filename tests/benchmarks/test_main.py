@@ -10,6 +10,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import plugin as plugins
 from benchmarks.limits import Limit
+from benchmarks.measure import Outcome
 from benchmarks.plugin import Lines, Plugin, Selection, duration, run_pass
 from benchmarks.report import BEGIN, END
 from benchmarks.results import Results
@@ -156,11 +157,99 @@ def test_lines_come_now_and_then(capsys):
         (["report", "nowhere"], "not there"),
         (["repeat", "--times", "1"], "--times is 1"),
         (["regression", "--rounds", "3"], "--rounds is 3"),
+        (["regression", "--seconds", "0"], "--seconds is 0"),
+        (["--rounds", "1"], "--rounds is 1"),
+        (["--rounds", "0"], "--rounds is 0"),
+        (["--seconds", "0"], "--seconds is 0"),
+        (["--seconds", "-1"], "--seconds is -1"),
+        (["--passes", "0"], "--passes is 0"),
     ],
 )
 def test_bad_input_is_one_clear_error(argv, said, bench):
     with pytest.raises(ValueError, match=said):
         command.command(argv)
+
+
+def test_a_case_is_kept_as_soon_as_it_is_done(bench, tmp_path, monkeypatch):
+    out, seen = tmp_path / "out", []
+
+    def one_pass(plugin):
+        for instance in [each for each in REGISTRY.values() if each.suite == "act"][:2]:
+            assert out.is_dir()
+            plugin.failures.append("failed before")
+            plugin.keep(Outcome.of(instance))
+            seen.append(Results.load(out))
+        if len(seen) > 2:
+            raise SystemExit("killed")
+
+    run_pass(Plugin(Run(scale="quick", rounds=6, seconds=1e-4), Selection(["act"])), bench)  # enters the cases
+    import benchmarks.bench_act  # noqa: F401
+
+    monkeypatch.setattr(command, "run_pass", one_pass)
+    with pytest.raises(SystemExit):
+        command.command(["--device", "cpu", "--suite", "act", "--passes", "2", "--output", str(out)])
+    assert [len(each.cases) for each in seen] == [1, 2, 2, 2]
+    assert len(seen[-1].failures) == 4
+    assert all(each.interrupted for each in seen)  # nothing else says so where the process ends
+    assert Results.load(out).cases == seen[-1].cases
+
+
+def test_ctrl_c_ends_all_passes_and_keeps_what_was_measured(bench, tmp_path, capsys):
+    ending = "\n@case('update', variants=('eager',))\ndef a_stopped(run):\n    raise KeyboardInterrupt\n"
+    (bench / "bench_tried.py").write_text(CASES.replace("raise RuntimeError", "raise KeyboardInterrupt") + ending)
+    flags = ["--quick", "--device", "cpu", "--suite", "act,update", "--seconds", "0.0001"]
+    out = tmp_path / "out"
+    assert command.command([*flags, "--passes", "3", "--output", str(out)]) == 130
+    found = Results.load(out)
+    assert found.interrupted
+    assert [len(case.passes["eager"]) for case in found.cases] == [1]
+    assert "**Interrupted**" in (out / "report.md").read_text()
+    assert command.command(["repeat", *flags, "--times", "3", "--output", str(tmp_path / "several")]) == 130
+    assert [path.name for path in (tmp_path / "several").iterdir()] == ["1"]
+    capsys.readouterr()
+
+
+def test_ctrl_c_between_cases_has_the_same_status(monkeypatch, capsys):
+    def stopped(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(command.COMMANDS, "compare", stopped)
+    assert command.command(["compare"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_ctrl_c_on_one_device_leaves_the_next(bench, tmp_path, monkeypatch):
+    began = []
+
+    def stopped(device, quick):
+        began.append(device)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "measured", stopped)
+    monkeypatch.setattr(command, "devices", lambda asked: ["cpu", "cpu"])
+    assert command.command(["--suite", "act", "--output", str(tmp_path / "out")]) == 130
+    assert began == ["cpu"]
+
+
+def test_a_folder_that_can_not_be_written_ends_it_before_anything_is_measured(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "measured", lambda device, quick: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="no results can be written"):
+        command.command(["--device", "cpu", "--suite", "act", "--output", str(tmp_path / "file")])
+
+
+def test_a_run_without_cases_leaves_no_folder(bench, tmp_path):
+    for more in ([], ["repeat"]):
+        with pytest.raises(ValueError, match="no case fits"):
+            command.command([*more, "--device", "cpu", "--only", "no such", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_without_pytest_benchmark_nothing_runs(monkeypatch):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(command, "measure", lambda *given: pytest.fail("measured"))
+    with pytest.raises(ValueError, match="pip install pytest-benchmark"):
+        command.command(["--device", "cpu"])
 
 
 def test_results_of_another_format_are_refused(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import regression
-from benchmarks.regression import Row, Side, compared, measure, own_variants
+from benchmarks.regression import Row, Side, compared, measure, own_variants, repeated, verdict
 from benchmarks.regression_worker import Worker
 from benchmarks.spread import speed_up
 from benchmarks.suite import Instance, Run
@@ -73,9 +73,64 @@ def test_a_case_that_can_not_be_built_is_a_row_that_says_so():
     (row,) = rows_of(1.0, 1.0, built={"missing": "no such module"})
     assert row.gain is None
     assert row.why == "this: no such module"
+    assert row.broken
     first, second = rows_of(1.0, 1.0, built={"variants": ["serl_fast"], "without": {"appender": "not offered"}})
     assert first.gain is not None
     assert second.why == "this: not offered"
+    assert second.broken
+    assert verdict([first, second]) == (
+        "0 of 2 variants lost more than 10%. 1 that the reference can do this tree can not.",
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    "gap", [{"missing": "no such module"}, {"variants": [], "without": dict.fromkeys(VARIANTS, "x")}]
+)
+def test_what_the_reference_lacks_is_no_fault_of_this_tree(gap):
+    new = measure([StandIn("main", 1.0, gap), StandIn("this", 1.0)], CASE, RUN)
+    neither = measure([StandIn("main", 1.0, gap), StandIn("this", 1.0, gap)], CASE, RUN)
+    assert not any(row.broken for row in [*new, *neither])
+    assert verdict([*new, *rows_of(1.0, 1.0)])[1] is False
+    assert verdict(new) == (f"0 of {len(new)} variants lost more than 10%. Nothing could be compared.", True)
+
+
+def test_a_variant_that_fails_in_this_tree_alone_is_broken():
+    class Failing(StandIn):
+        def ask(self, do, **request):
+            return {} if do == "free" else {"missing": "failed: no"}
+
+    assert all(row.broken for row in measure([StandIn("main", 1.0), Failing("this", 1.0)], CASE, RUN))
+    assert not any(row.broken for row in measure([Failing("main", 1.0), StandIn("this", 1.0)], CASE, RUN))
+
+
+def test_a_retest_that_fails_keeps_the_first_row():
+    first = rows_of(1.0, 1.3)
+    for second in ([Row(CASE.id, "all", why="this: its process ended")], first[1:]):
+        kept = repeated(first, second)[0]
+        assert kept.lost
+        assert kept.gain == first[0].gain
+        assert kept.why.startswith("could not be repeated")
+        side = Side("main", "", Path(), Path())
+        assert "**, could not be repeated" in regression.report([kept], side, side)
+    assert repeated(first, [Row(CASE.id, "all", why="this: its process ended")])[0].why.endswith("its process ended")
+
+
+def test_children_that_do_not_start_again_keep_the_first_rows(monkeypatch):
+    started = []
+
+    def child(side, run, folder):
+        if len(started) == 2:
+            raise ValueError("does not start")
+        started.append(StandIn(side.name, {"main": 1.0, "this": 1.3}[side.name]))
+        return started[-1]
+
+    monkeypatch.setattr(regression, "child", child)
+    monkeypatch.setattr(regression, "harness", Path)
+    sides = tuple(Side(name, "", Path(), Path()) for name in ("main", "this"))
+    rows = compared(sides, [CASE], RUN, Quiet())
+    assert [row.why for row in rows] == ["could not be repeated: does not start"] * 2
+    assert all(row.lost for row in rows)
 
 
 def test_the_work_is_freed():

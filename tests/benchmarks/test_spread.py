@@ -99,7 +99,8 @@ def test_unrest_is_two_deviations_of_the_worst_yardstick():
     found = unrest([list(random.normal(1, 0.01, 4000)), list(random.normal(5, 0.25, 4000))])
     assert found == pytest.approx(0.1, rel=0.1)
     assert unrest([[1.0] * 50 + [100.0]]) == 0.0  # one disturbed time
-    assert unrest([]) == 0.0
+    assert unrest([]) is None
+    assert unrest([[1.0]]) is None
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)

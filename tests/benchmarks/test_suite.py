@@ -7,7 +7,7 @@ import time
 import pytest
 
 from benchmarks.interleaved import turns
-from benchmarks.measure import CLOCK, LIMIT, Measurements, Outcome, measure
+from benchmarks.measure import CLOCK, LIMIT, Measurements, Outcome, clock_of, measure
 from benchmarks.suite import REGISTRY, Run, Work, case, full, normal
 
 QUICK = Run(scale="quick", rounds=6, seconds=0.001)
@@ -172,6 +172,11 @@ def test_the_first_variant_measures_and_all_play_back():
         assert benchmark.seen == pytest.approx(outcome.passes[variant][0], rel=1e-3)
         assert benchmark.group == "replay/played"
     assert benchmarks[0].extra_info == {"compile_s": 2.0}
+
+
+def test_device_s_calls_are_timed_between_events():
+    assert clock_of("cpu") is not clock_of("cuda:0")
+    assert clock_of("cpu")(nothing, 3) >= 0
 
 
 def test_untimed_every_variant_runs_once():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -100,6 +101,35 @@ def test_a_variant_that_does_not_start_is_left_out(writer, monkeypatch):
     assert not work.functions
     assert work.missing["eager"] == "failed: train_hybrid ended: the end"
     assert work.missing["graphed"] == "captures a CUDA graph and this is cpu"
+
+
+def test_runs_start_one_after_the_other_and_compile_for_themselves(writer, monkeypatch):
+    writer(10**9)
+    monkeypatch.setattr(bench_loop, "needed", lambda: "")
+    monkeypatch.setattr(bench_loop, "make_train", lambda device, episodes: {})
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/kept")
+    start, came_up, said = training._start, training.Training.start_up, []
+
+    def started(command, output):
+        said.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        return start(command, output)
+
+    def up(self):
+        took = came_up(self)
+        said.append("up")
+        return took
+
+    monkeypatch.setattr(training, "_start", started)
+    monkeypatch.setattr(training.Training, "start_up", up)
+    work = REGISTRY["loop/train[hil_serl]"].build(Run(scale="quick"))
+    try:
+        assert said[1::2] == ["up", "up"]
+        assert len({"/kept", *said[::2]}) == 3
+        assert all(os.path.isdir(cache) for cache in said[::2]), "the runs go on compiling"
+        assert set(work.functions) == {"eager", "compiled"}
+    finally:
+        work.close()
+    assert not any(os.path.exists(cache) for cache in said[::2])
 
 
 def test_flags_with_several_values():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from benchmarks.peers.replay.store import ALPHA, BETA, Store, leading_axis, parts_of
+from typing import ClassVar
+
+from benchmarks.peers.replay.store import ALPHA, BETA, TOLERATED, Store, leading_axis
 from benchmarks.peers.replay.transitions import BLOCK, DISCOUNT, N_STEP, named, transition
 
 
 class Cpprb(Store):
-    """cpprb: both observations kept, defaults otherwise; n-step returns are made while appending."""
+    """cpprb: both observations kept, defaults otherwise; n-step returns are made while appending, and the last two
+    steps of an episode then get another next observation.
+    """
 
     modules = ("cpprb",)
     package = "cpprb"
     orders = ("uniform", "n_step", "prioritized")
+    lacks: ClassVar = {"n_step": ("terminated", "truncated")}  # they are those of the first step
+    tolerated = TOLERATED
 
     def __init__(self, work, order, capacity):
         super().__init__(work, order, capacity)
@@ -48,7 +54,7 @@ class Cpprb(Store):
         for start in range(0, len(block["rew"]), BLOCK):
             part = {key: array[start : start + BLOCK] for key, array in block.items()}
             self.buffer.add(**part | {"rew": part["rew"].copy()})  # it sums the returns in the caller's array
-            if part["truncated"][-1]:
+            if part["truncated"][-1] or part["done"][-1]:
                 self.buffer.on_episode_end()
 
     def fresh(self, rows):
@@ -61,4 +67,5 @@ class Cpprb(Store):
 
     def parts(self, batch):
         nexts = {key.removeprefix("next_"): value for key, value in batch.items() if key.startswith("next_")}
-        return parts_of(batch, nexts, batch["act"], batch["rew"])
+        flags = {} if self.order == "n_step" else {"terminated": batch["done"], "truncated": batch["truncated"]}
+        return self.parts_of(batch, nexts, batch["act"], batch["rew"], **flags)

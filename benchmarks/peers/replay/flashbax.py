@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.peers.replay.store import Store, parts_of
+from benchmarks.peers.replay.store import TOLERATED, Store
 from benchmarks.peers.replay.transitions import named, transition
 
 
@@ -15,6 +15,7 @@ class Flashbax(Store):
     one_thread = True
     package = "flashbax"
     orders = ("uniform", "prioritized")
+    tolerated = TOLERATED
 
     def __init__(self, work, order, capacity):
         super().__init__(work, order, capacity)
@@ -75,4 +76,5 @@ class Flashbax(Store):
             steps = batch.experience
             nexts = named(steps["next_observations"])
         seen = named(steps["observations"])
-        return parts_of(seen, nexts, steps["actions"], steps["rewards"])
+        flags = {name: steps[name] for name in ("terminated", "truncated")}
+        return self.parts_of(seen, nexts, steps["actions"], steps["rewards"], **flags)

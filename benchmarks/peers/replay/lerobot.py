@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.peers.lerobot_parts import lerobot_module
-from benchmarks.peers.replay.store import Store, parts_of
+from benchmarks.peers.replay.store import TOLERATED, Store
 from benchmarks.peers.replay.transitions import named
 
 
@@ -16,6 +16,7 @@ class LeRobot(Store):
 
     modules = ("lerobot",)
     package = "lerobot"
+    tolerated = TOLERATED
 
     def __init__(self, work, order, capacity):
         super().__init__(work, order, capacity)
@@ -59,5 +60,12 @@ class LeRobot(Store):
 
     def parts(self, batch):
         seen, nexts = ({k.rpartition(".")[2]: v for k, v in batch[key].items()} for key in ("state", "next_state"))
-        seen, nexts = ({k: v if k == "state" else (v * 255).round() for k, v in d.items()} for d in (seen, nexts))
-        return parts_of(seen, nexts, batch["action"], batch["reward"])
+        seen, nexts = ({k: self._image(v) if v.ndim == 4 else v for k, v in d.items()} for d in (seen, nexts))
+        truncated = batch["truncated"].bool()
+        terminated = batch["done"].bool() & ~truncated  # "done" is either
+        return self.parts_of(seen, nexts, batch["action"], batch["reward"], terminated=terminated, truncated=truncated)
+
+    @staticmethod
+    def _image(values):
+        """[B, C, H, W] in [0, 1] as it was before."""
+        return (values * 255).round().movedim(1, -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.peers.replay.store import ALPHA, BETA, Store, parts_of
+from benchmarks.peers.replay.store import ALPHA, BETA, Store
 from benchmarks.peers.replay.transitions import DISCOUNT, N_STEP, named, transition
 
 
@@ -66,7 +66,9 @@ class SerlFast(Store):
 
     def parts(self, batch):
         seen, nexts = named(batch["observations"]), named(batch["next_observations"])
-        return parts_of(seen, nexts, batch["actions"], batch["rewards"])
+        rest = {"terminated": "terminated", "truncated": "truncated", "mask": "masks", "discount": "discounts"}
+        rest = {name: batch[key] for name, key in rest.items()}
+        return self.parts_of(seen, nexts, batch["actions"], batch["rewards"], **rest)
 
 
 def one_thread() -> None:

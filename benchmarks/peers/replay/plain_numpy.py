@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.peers.replay.store import Store, dtype_of, parts_of
+from benchmarks.peers.replay.store import Store, dtype_of
 from benchmarks.peers.replay.transitions import named, transition
 
 
@@ -65,9 +65,11 @@ class NumPy(Store):
         return draw
 
     def parts(self, batch):
-        return parts_of(
+        rest = {"terminated": "terminated", "truncated": "truncated", "mask": "masks", "discount": "discounts"}
+        return self.parts_of(
             {key.partition("/")[2]: value for key, value in batch.items() if key.startswith("observations/")},
             {key.partition("/")[2]: value for key, value in batch.items() if key.startswith("next_observations/")},
             batch["actions"],
             batch["rewards"],
+            **{name: batch[key] for name, key in rest.items() if key in batch},
         )

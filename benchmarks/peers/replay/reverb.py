@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.peers.replay.store import ALPHA, Store, leading_axis, parts_of
+from benchmarks.peers.replay.store import ALPHA, Store, leading_axis
 from benchmarks.peers.replay.transitions import named, transition
 
 
@@ -57,4 +57,5 @@ class Reverb(Store):
     def parts(self, batch):
         steps = batch.data
         nexts = {key.removeprefix("next_"): value for key, value in steps.items() if key.startswith("next_")}
-        return parts_of(steps, nexts, steps["actions"], steps["rewards"])
+        flags = {name: steps[name] for name in ("terminated", "truncated")}
+        return self.parts_of(steps, nexts, steps["actions"], steps["rewards"], **flags)

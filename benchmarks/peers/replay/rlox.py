@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from benchmarks.peers.replay.store import ALPHA, BETA, Store, Unsupported, parts_of
+from benchmarks.peers.replay.store import ALPHA, BETA, Store, Unsupported
 
 
 class Rlox(Store):
@@ -56,4 +56,5 @@ class Rlox(Store):
     def parts(self, batch):
         shaped = {key: np.reshape(batch[key], (len(batch["rewards"]), -1)) for key in ("obs", "next_obs", "actions")}
         seen, nexts = {"state": shaped["obs"]}, {"state": shaped["next_obs"]}
-        return parts_of(seen, nexts, shaped["actions"], batch["rewards"])
+        flags = {name: batch[name] for name in ("terminated", "truncated")}
+        return self.parts_of(seen, nexts, shaped["actions"], batch["rewards"], **flags)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
-from benchmarks.peers.replay.store import Store, Unsupported, leading_axis, parts_of
+from benchmarks.peers.replay.store import Store, Unsupported, leading_axis
 from benchmarks.peers.replay.transitions import BLOCK, DISCOUNT, N_STEP, named
 
 
@@ -17,6 +19,7 @@ class StableBaselines3(Store):
     many_environments = True
     package = "stable-baselines3"
     orders = ("uniform", "n_step")
+    lacks: ClassVar = {"uniform": ("truncated",), "n_step": ("truncated",)}
 
     def __init__(self, work, order, capacity, environments=1):
         super().__init__(work, order, capacity)
@@ -67,4 +70,8 @@ class StableBaselines3(Store):
         return lambda: self.buffer.sample(rows)
 
     def parts(self, batch):
-        return parts_of(named(batch.observations), named(batch.next_observations), batch.actions, batch.rewards)
+        seen, nexts = named(batch.observations), named(batch.next_observations)
+        return self.parts_of(seen, nexts, batch.actions, batch.rewards, terminated=batch.dones)
+
+    def extended(self):
+        return self.many

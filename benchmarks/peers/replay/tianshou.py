@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from typing import ClassVar
+
 import numpy as np
 
-from benchmarks.peers.replay.store import ALPHA, BETA, Store, Unsupported, parts_of
+from benchmarks.peers.replay.store import ALPHA, BETA, Store, Unsupported
 from benchmarks.peers.replay.transitions import DISCOUNT, N_STEP, named
 
 
@@ -17,6 +20,7 @@ class Tianshou(Store):
     many_environments = True
     package = "tianshou"
     orders = ("uniform", "n_step", "prioritized")
+    lacks: ClassVar = {"n_step": ("terminated", "truncated")}  # they are those of the first step
 
     def __init__(self, work, order, capacity):
         super().__init__(work, order, capacity)
@@ -77,10 +81,16 @@ class Tianshou(Store):
     def parts(self, batch):
         rows = batch[0]
         if self.order == "n_step":
-            return parts_of(named(rows.obs), {"state": self.reached}, rows.act, rows.returns)
+            return self.parts_of(named(rows.obs), {"state": self.reached}, rows.act, rows.returns)
+        flags = {"terminated": rows.terminated, "truncated": rows.truncated}
         if self.work.name == "cameras":
-            return parts_of(dict(rows.obs.items()), dict(rows.obs_next.items()), rows.act, rows.rew)
-        return parts_of(named(rows.obs), named(rows.obs_next), rows.act, rows.rew)
+            return self.parts_of(dict(rows.obs.items()), dict(rows.obs_next.items()), rows.act, rows.rew, **flags)
+        return self.parts_of(named(rows.obs), named(rows.obs_next), rows.act, rows.rew, **flags)
+
+    def extended(self):
+        other = copy.copy(self)
+        other.buffer = self.many[0]
+        return other
 
 
 KEYS = {"observations": "obs", "actions": "act", "next_observations": "obs_next", "rewards": "rew"}

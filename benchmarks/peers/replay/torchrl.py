@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.peers.replay.store import ALPHA, BETA, Store, Unsupported, leading_axis, parts_of
+from typing import ClassVar
+
+from benchmarks.peers.replay.store import ALPHA, BETA, Store, Unsupported, leading_axis
 from benchmarks.peers.replay.transitions import DISCOUNT, N_STEP, named
 
 
@@ -14,6 +16,7 @@ class TorchRL(Store):
     modules = ("torchrl", "tensordict")
     package = "torchrl"
     orders = ("uniform", "n_step", "prioritized")
+    lacks: ClassVar = {"n_step": ("terminated", "truncated")}  # they are those of the first step
 
     def __init__(self, work, order, capacity):
         super().__init__(work, order, capacity)
@@ -67,7 +70,9 @@ class TorchRL(Store):
         self.buffer.update_tensordict_priority(batch)
 
     def parts(self, batch):
-        return parts_of(batch, batch["next"], batch["action"], batch["next"]["reward"])
+        nexts = batch["next"]
+        flags = {} if self.order == "n_step" else {name: nexts[name] for name in ("terminated", "truncated")}
+        return self.parts_of(batch, nexts, batch["action"], nexts["reward"], **flags)
 
 
 FLAGS = ("rewards", "terminated", "truncated")

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-EPISODE = 128  # steps; every episode ends truncated
+EPISODE = 128  # steps; episodes end truncated and terminated by turns
 BLOCK = 64  # rows of an append of many; two blocks are one episode
 DISCOUNT = 0.99
 N_STEP = 3
-PIXEL_CODES = 251
+TOLERANCE = 1e-4  # of returns, which are summed in float32; what is only copied is the same anyway
 Columns = dict[str, Any]
 
 
@@ -76,28 +76,79 @@ def named(observations: Any) -> dict[str, Any]:
     return observations if isinstance(observations, dict) else {"state": observations}
 
 
-def wrong_rows(parts: dict[str, Any], n_step: int) -> int:
-    """How many rows of a sampled batch are not what was stored.
+def fields(work: Work) -> set[str]:
+    """What a batch has to hold, by the names of :func:`wrong_fields`."""
+    seen = named(work.steps["observations"])
+    return {*seen, *(f"next_{name}" for name in seen), "action", "reward", "terminated", "truncated"}
+
+
+def wrong_rows(work: Work, parts: dict[str, Any], n_step: int) -> int:
+    """How many rows of a sampled batch are not what was stored; see :func:`wrong_fields`."""
+    return int(np.logical_or.reduce(list(wrong_fields(work, parts, n_step).values())).sum())
+
+
+def wrong_fields(work: Work, parts: dict[str, Any], n_step: int) -> dict[str, np.ndarray]:
+    """Where a sampled batch is not what was stored.
 
     Args:
-        parts: arrays [B, ...] under "state", "next_state", "action", "reward", "front" and "next_front", as far as
-            the store returns them.
+        work: what was stored.
+        parts: arrays [B, ...] by the names of :func:`fields`, as far as the store returns them; "mask" and "discount"
+            as well. Numbers may come as [B] or [B, 1].
         n_step: steps that a row spans.
 
-    Every observation carries its number: episode · 1000 + time in its state, that number modulo 251 in the first
-    value of its image. The action carries the number too, and every reward is 1.
+    Returns:
+        For each of ``parts`` bool [B].
+
+    Every observation carries its number, episode · 1000 + time, in its state. The whole row is compared with the
+    stored one of that number: images and flags exactly, other numbers to a rounding.
     """
-    number = np.asarray(parts["state"])[:, 0].astype(np.int64)
-    spanned = np.minimum(n_step, EPISODE - number % 1000)
-    returns = (1 - DISCOUNT**spanned) / (1 - DISCOUNT)
-    expected = {"action": number, "next_state": number + spanned, "reward": returns}
-    expected |= {"front": number % PIXEL_CODES, "next_front": (number + spanned) % PIXEL_CODES}
-    wrong = np.zeros(len(number), bool)
+    state = np.asarray(parts["state"])
+    first, last, spanned = _spanned(work, state.reshape(len(state), -1)[:, 0], n_step)
+    steps, wrong = work.steps, {}
+    seen, reached = named(steps["observations"]), named(steps["next_observations"])
     for name, values in parts.items():
-        if name in expected:
-            first = np.asarray(values, np.float64).reshape(len(number), -1)[:, 0]
-            wrong |= np.abs(first - expected[name]) > 1e-3
-    return int(wrong.sum())
+        if name in seen:
+            expected = seen[name][first]
+        elif name.removeprefix("next_") in reached and name.startswith("next_"):
+            expected = reached[name.removeprefix("next_")][last]
+        elif name == "action":
+            expected = steps["actions"][first]
+        elif name == "reward":
+            expected = _returns(steps["rewards"], first, spanned)
+        elif name in ("mask", "discount"):
+            expected = np.where(steps["terminated"][last], 0.0, DISCOUNT**spanned if name == "discount" else 1.0)
+        else:
+            expected = steps[name][last]
+        wrong[name] = _differ(np.asarray(values), expected)
+    return wrong
+
+
+def _spanned(work: Work, number: np.ndarray, n_step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of numbers [B] the first and the last step that a row spans, and how many; of one that is not there, any."""
+    episode, time = np.divmod(np.nan_to_num(number).clip(0, 1e6).astype(np.int64), 1000)
+    time = np.minimum(time, EPISODE - 1)
+    first = np.minimum(episode * EPISODE + time, len(work.steps["rewards"]) - 1)
+    spanned = np.minimum(n_step, EPISODE - first % EPISODE)
+    return first, first + spanned - 1, spanned
+
+
+def _returns(rewards: np.ndarray, first: np.ndarray, spanned: np.ndarray) -> np.ndarray:
+    """Discounted sums [B] of the rewards of so many steps."""
+    found = np.zeros(len(first))
+    for step in range(int(spanned.max(initial=0))):
+        within = step < spanned
+        found[within] += DISCOUNT**step * rewards[first[within] + step]
+    return found
+
+
+def _differ(values: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Rows [B] in which two arrays differ; all of them if the shapes do."""
+    if values.shape not in (expected.shape, (*expected.shape, 1)):
+        return np.ones(len(expected), bool)
+    values = values.reshape(expected.shape)
+    exact = expected.dtype in (np.uint8, bool)
+    unequal = values != expected if exact else ~(np.abs(values - expected) <= TOLERANCE)  # NaN differs
+    return unequal.reshape(len(expected), -1).any(1)
 
 
 def _work(name: str, episodes: int, state: int, cameras: tuple[str, ...]) -> Work:
@@ -107,8 +158,6 @@ def _work(name: str, episodes: int, state: int, cameras: tuple[str, ...]) -> Wor
     proprioception = random.standard_normal((frames, state), np.float32)
     proprioception[:, 0] = number
     seen: dict[str, np.ndarray] = {key: random.integers(0, 256, (frames, 128, 128, 3), np.uint8) for key in cameras}
-    for image in seen.values():
-        image[:, 0, 0, 0] = number % PIXEL_CODES
     seen["state"] = proprioception
     first = np.flatnonzero(number % 1000 < EPISODE)
 
@@ -118,13 +167,13 @@ def _work(name: str, episodes: int, state: int, cameras: tuple[str, ...]) -> Wor
         return picked if cameras else picked["state"]
 
     actions = random.standard_normal((len(first), 7), np.float32)
-    actions[:, 0] = number[first]
+    episode, time = np.divmod(number[first], 1000)
     steps = {
         "observations": at(first),
         "actions": actions,
         "next_observations": at(first + 1),
-        "rewards": np.ones(len(first), np.float32),
-        "terminated": np.zeros(len(first), bool),
-        "truncated": number[first] % 1000 == EPISODE - 1,
+        "rewards": random.standard_normal(len(first), np.float32),
+        "terminated": (time == EPISODE - 1) & (episode % 2 == 1),
+        "truncated": (time == EPISODE - 1) & (episode % 2 == 0),
     }
     return Work(name, steps, sum(array[0].nbytes for array in seen.values()))

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.children import Unsupported, answers_alone, calls_per_second, serve, version
 from benchmarks.peers import settings
 from benchmarks.peers.replay import store_kind
-from benchmarks.peers.replay.check import ROWS, check, check_append, delivered
+from benchmarks.peers.replay.check import ROWS, check, check_append, check_extend, delivered
 from benchmarks.peers.replay.store import Store
 from benchmarks.peers.replay.transitions import BLOCK, EPISODE, N_STEP, WORKS, block, transition, wrong_rows
 
@@ -60,12 +60,13 @@ class Worker:
             found = check(self.store, self.n_step)
             if self.order == "uniform":
                 check_append(self._small(), "append", self.items)
+        lacks = kind.lacks.get(self.order, ())
         gc.freeze()  # the libraries' objects need not be looked through before every round
         self.turns = itertools.cycle(self.items)
         return {
             "package": kind.package,
             "version": version(kind.package),
-            "settings": settings(kind),
+            "settings": settings(kind) + (f" Its batches hold no {', '.join(lacks)}." if lacks else ""),
             "capacity": capacity,
             "bytes": bytes_per_row,
             "wrong": found.wrong,
@@ -76,6 +77,8 @@ class Worker:
         with one_torch_thread():
             if task == "append_fast":
                 check_append(self._small(), task, self._fast_items())
+            if task == "extend":
+                check_extend(self._small(), self._blocks(rows))
             self.rate(task, rows, 0.0)
         return {}
 
@@ -102,7 +105,7 @@ class Worker:
         with Appender(store, itertools.cycle(self.items)):
             start = time.perf_counter()
             while time.perf_counter() - start < seconds:
-                wrong += wrong_rows(store.parts(sample()), self.n_step)
+                wrong += wrong_rows(self.work, store.parts(sample()), self.n_step)
                 calls += 1
         return {"alone": alone, "concurrent": wrong / (ROWS * calls), "rows": ROWS * calls}
 
@@ -128,6 +131,10 @@ class Worker:
             [self.store.fast_item(transition(steps, row)) for row in range(start, start + EPISODE)]
             for start in self._episodes()
         ]
+
+    def _blocks(self, rows: int) -> list[Any]:
+        starts = range(0, len(self.work.steps["rewards"]), BLOCK)
+        return [self.store.block(block(self.work.steps, start, rows)) for start in starts]
 
     def _fill(self, store: Store, capacity: int) -> None:
         # Whole episodes until nothing is empty: every page has been written then.
@@ -161,8 +168,7 @@ class Worker:
             turns = itertools.cycle(self._fast_items())
             return lambda: self.store.append_fast(next(turns))
         if task == "extend":
-            starts = range(0, len(self.work.steps["rewards"]), BLOCK)
-            blocks = itertools.cycle([self.store.block(block(self.work.steps, s, rows)) for s in starts])
+            blocks = itertools.cycle(self._blocks(rows))
             if self.kind.many_environments:
                 for _ in range(self.store.capacity // BLOCK):
                     self.store.extend(next(blocks))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import time
 from typing import Any
 
 from benchmarks.children import Unsupported, answers_alone, calls_per_second, serve, version
@@ -39,7 +38,6 @@ class Worker:
         Raises:
             Unsupported: it does not do the same work.
         """
-        start = time.perf_counter()
         learner = self.learner = self.kind()
         package = learner.package
         answer: dict[str, Any] = {"package": package, "version": version(package), "settings": settings(self.kind)}
@@ -53,7 +51,7 @@ class Worker:
             learner.call()
         pin(self.threads)
         gc.freeze()
-        return answer | {"seconds": time.perf_counter() - start}
+        return answer
 
     def rate(self, seconds: float) -> dict[str, float]:
         """Updates a second."""
