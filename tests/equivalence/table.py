@@ -168,10 +168,11 @@ The tests hold them to these bounds (`python -m pytest tests/equivalence`):
 
 {chr(10).join(bounds)[:-1]}.
 
-Adam's step has the size of the learning rate whatever the gradient, so that the sign of a small one counts; differences
-of single parameters grow from there while the losses stay together. After {updates} updates some agents with cameras
-are beyond the bounds that hold after 5 or 10. The first column tells rounding from error: eager float32 again, three times,
-from a start whose parameters were moved to a neighbouring float32 at random; the largest difference of the three.
+Adam's step has the size of the learning rate whatever the gradient, so that the sign of a small one counts;
+differences of single parameters grow from there while the losses stay together. After {updates} updates some agents
+with cameras are beyond the bounds that hold after 5 or 10. The first column tells rounding from error: eager float32
+again, three times, from a start whose parameters were moved to a neighbouring float32 at random; the largest
+difference of the three.
 
 {table}
 """
