@@ -207,7 +207,7 @@ def prioritise(run: Run) -> Work:
     "peers",
     variants=tuple(LEARNERS),
     baseline="Stable-Baselines3",
-    title="one SAC update from the replay, batch 256, {threads} thread(s)",
+    title="one SAC update from the replay, batch 256, threads {threads} (0: all)",
 )
 @pytest.mark.parametrize("threads", [1, pytest.param(0, id="all", marks=normal)])
 def update(run: Run, threads: int) -> Work:

@@ -13,7 +13,7 @@ from benchmarks.results import Results, is_floor, ratio
 from benchmarks.spread import FASTER, NOISY, SLOWER
 
 NO_MATPLOTLIB = "no pictures: matplotlib is not installed (pip install 'serl-fast[logging]'); the tables stand"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c564b")
 MUTED = "#c8c8c8"
 CREATOR = "python -m benchmarks"  # stands in every file, and says which of them may be replaced
 BAR, GAP, MARGINS = 0.24, 0.42, 1.3  # inches: of a bar, above a case's title, of axis and legend

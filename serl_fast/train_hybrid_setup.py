@@ -71,8 +71,8 @@ def choose_device(name: str) -> torch.device:
 def default_threads(config: TrainHybridConfig, device: torch.device) -> int:
     """Threads for torch, so that learner and actor do not fight for cores.
 
-    Beyond two threads the update of 256-wide MLPs gains little (docs/results/update_cpu.md), and a team that outnumbers
-    the free cores waits at its barriers.
+    Beyond two threads the update of 256-wide MLPs gains little (``python -m benchmarks --suite update``), and a team
+    that outnumbers the free cores waits at its barriers.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // ranks_on_this_machine())
