@@ -60,7 +60,7 @@ STEPS_OF_A_GPU = [
 @pytest.mark.parametrize(("workload", "batch", "precision"), STEPS + STEPS_OF_A_GPU * GPU)
 def step(run: Run, workload: str, batch: int, precision: Precision) -> Work:
     """Every agent; RLPD's call is a block of 20 updates."""
-    compiles_from = "tiny" if workload == "state" else "quick"  # one is enough to see that it can be compiled
+    compiles_from = "tiny" if workload == "state" else "normal"  # one is enough to see that it can be compiled
     return learner(run, replace(WORKLOADS[workload], batch_size=batch), precision, compiles_from=compiles_from)
 
 
