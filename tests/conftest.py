@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-# The networks of the tests are tiny: a team of threads would only wait at its barriers.
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One of torch's threads: the tests' networks are tiny, and sums differ by the number of threads.
+
+    Commands that a test runs choose their own number for the whole process.
+    """
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
+# For what runs while tests are collected.
 torch.set_num_threads(1)
 
 try:
