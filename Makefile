@@ -35,7 +35,7 @@ $(READY): pyproject.toml robots/pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e "robots[mujoco]" -e ".[sim,logging,interop,dev]"
+	$(BIN)/python -m pip install --quiet -e "robots[mujoco]" -e ".[sim,logging,interop,data,dev]"
 	touch $@
 
 train: $(READY) ## record 20 demonstrations, then train on PickCube (SEED=0, IMAGE_KEYS="front wrist", ARGS=...)
