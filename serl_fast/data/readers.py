@@ -37,7 +37,8 @@ class StreamReader:
     """Batches drawn ahead by the core's threads and copied to a CUDA device while the step before runs.
 
     A batch may lack the transitions that came while it waited, at most ``slots`` batches. Those of calls with another
-    number of updates than ``updates``, which are exceptions, are drawn in line.
+    number of updates than ``updates``, which are exceptions, are drawn in line; after ``slots`` of them in a row what
+    was drawn ahead is given up, for it would be older than that.
 
     Args:
         batch_size: rows of one update.
@@ -50,14 +51,18 @@ class StreamReader:
 
     def __init__(self, batch_size: int, device: torch.device, updates: int = 1, slots: int = 4) -> None:
         self._in_line = BatchReader(batch_size, device)
-        self._updates, self._slots = updates, slots
+        self._updates, self._slots, self._others = updates, slots, 0
         self._stream: TensorStream | None = None
         self._drawn_from: Mixture | None = None
 
     def read(self, source: Mixture, updates: int = 1) -> Batch:
         """See :class:`Reader`. Another source than before ends the stream of that one."""
         if updates != self._updates:
+            self._others += 1
+            if self._others == self._slots:
+                self.close()
             return self._in_line.read(source, updates)
+        self._others = 0
         if self._stream is None or self._drawn_from is not source:
             self.close()
             rows = updates * self._in_line.batch_size

@@ -60,6 +60,20 @@ def test_a_reader_follows_the_mixture_that_it_is_given(kind, stores):
     reader.close()
 
 
+@pytest.mark.parametrize("singles", [3, 4])
+def test_what_was_drawn_ahead_does_not_outlive_many_other_draws(singles):
+    store = make_store(1)
+    mixture = Mixture([store], (1.0,), discount=0.9)
+    reader = StreamReader(8, CPU, updates=3)
+    reader.read(mixture, 3)
+    for _ in range(singles):
+        reader.read(mixture)
+    for _ in range(100):  # nothing of the old rows is left
+        store.append({**STEP, "rewards": -1.0})
+    assert (reader.read(mixture, 3)["rewards"] < 0).all() == (singles == 4)
+    reader.close()
+
+
 @pytest.mark.parametrize("kind", ["line", "stream"])
 @pytest.mark.parametrize("short", [False, True])
 def test_a_block_is_drawn_at_once_and_has_the_rows_of_single_draws(kind, short):
