@@ -48,7 +48,7 @@ test: $(READY) test-cpp ## run every test: native, then Python
 	$(BIN)/python -m pytest
 
 nightly: $(READY) test-cpp ## 10 000 property programs and stress tests of a minute each (about 10 minutes)
-	$(BIN)/python -m pytest -m nightly tests/replay tests/benchmarks
+	$(BIN)/python -m pytest -m nightly tests/replay tests/benchmarks tests/equivalence
 	build/native/csrc/tests/store_threads_test 60
 
 lint: $(READY) ## ruff, mypy, import contracts, clang-format, through pre-commit

@@ -27,6 +27,7 @@ def parse(
     *,
     description: str,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
+    prog: str | None = None,
 ) -> Config:
     """Parse ``argv`` into ``config``.
 
@@ -40,6 +41,7 @@ def parse(
         argv: arguments, by default the process's.
         description: what the command does, shown by ``--help``.
         presets: default values by preset name.
+        prog: the command's name in its help, by default the process's.
     """
     tyro = require("tyro", "sim")
     with _said_once():
@@ -50,7 +52,7 @@ def parse(
             if chosen is not None and chosen in presets:
                 default = config(**presets[chosen])
         parsed: Config = tyro.cli(
-            config, args=arguments, description=description, default=default, use_underscores=True
+            config, args=arguments, description=description, default=default, use_underscores=True, prog=prog
         )
     return parsed
 
@@ -125,6 +127,6 @@ def main(run: Callable[[], int]) -> None:
     """Run a command: a user's mistake is one line on stderr and exit status 2, not a traceback."""
     try:
         sys.exit(run())
-    except (ValueError, MissingExtraError, FileNotFoundError) as error:
+    except (ValueError, MissingExtraError, FileNotFoundError, FileExistsError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -25,7 +25,8 @@ Observations = dict[str, Tensor]
 
 Batch = dict[str, Any]
 """``observations`` and ``next_observations`` (:data:`Observations`), ``actions`` float32 [B, A], ``rewards``,
-``discounts`` (gamma^n * (1 - terminated)) float32 [B], and for hybrid agents ``grasp_penalty`` float32 [B]."""
+``discounts`` (gamma^n * (1 - terminated)) float32 [B], and for some agents ``grasp_penalty`` float32 [B] (hybrid),
+``next_actions`` float32 [B, A] (ReBRAC) or ``mc_returns`` float32 [B] (Cal-QL)."""
 
 Noise = dict[str, Tensor]
 """Every random number of one update. An argument, so that losses are pure functions."""
@@ -91,11 +92,19 @@ class Objective:
 
 @dataclass(frozen=True)
 class TargetUpdate:
-    """Exponential moving average: target <- rate * source + (1 - rate) * target, over all parameters."""
+    """Exponential moving average: target <- rate * source + (1 - rate) * target, over all parameters.
+
+    Attributes:
+        source: name of the network that is followed.
+        target: name of the average.
+        rate: see the formula.
+        with_actor: taken in the updates that step the actor alone, as TD3 delays its targets; else in every one.
+    """
 
     source: str
     target: str
     rate: float
+    with_actor: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ class Agent:
         networks: every network, targets included, by name.
         critic_step: objectives of every gradient step.
         actor_step: objectives added once per ``critic_to_actor_ratio`` steps.
-        targets: averages taken after every gradient step.
+        targets: averages taken after every gradient step, or after every one of the actor.
         draw_noise: (generator, batch size, device) -> the noise of one update.
         prepare: augmentation and frozen encoding, once per update, without gradient.
         policy: how to act; None for what does not act, such as a classifier.

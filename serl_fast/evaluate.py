@@ -20,11 +20,12 @@ from serl_fast.envs import SETUP_MODES, make_env
 from serl_fast.evaluation import EvaluationResult, evaluate
 from serl_fast.interop.policies import build, load_policy
 from serl_fast.logging import write_video
+from serl_fast.reward_flags import RewardFlags
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    """Flags of ``evaluate``.
+class EvaluateConfig(RewardFlags):
+    """Flags of ``evaluate``; those of the reward are in :class:`serl_fast.reward_flags.RewardFlags`.
 
     Attributes:
         checkpoint: a checkpoint_<step>.pth, a final_model.pth, or a .safetensors policy of ``convert``.
@@ -49,6 +50,7 @@ class EvaluateConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.episodes < 1:
             raise ValueError(f"episodes is {self.episodes}; it must be at least 1")
 
@@ -70,6 +72,8 @@ def evaluate_checkpoint(config: EvaluateConfig) -> EvaluationResult:
         mode,
         render_mode="rgb_array" if config.video else None,
         image_size=checkpoint.get("image_size"),
+        rescale=True,
+        judge=config.judge(),
     )
     if config.video and env.render_mode != "rgb_array":
         raise ValueError(f"no video: {env.spec.id if env.spec else env} does not render; leave --video out")
@@ -110,6 +114,8 @@ def run(argv: list[str] | None = None) -> int:
     metrics = result.metrics()
     print(f"episodes      {len(result.successes)}")
     print(f"success rate  {result.success_rate:.1%}")
+    if result.true_success_rate is not None:
+        print(f"true success  {result.true_success_rate:.1%} (the environment's own verdict)")
     print(f"return        {metrics['evaluation/return']:.3f}")
     print(f"length        {metrics['evaluation/length']:.1f} steps")
     if config.video:

@@ -39,7 +39,7 @@ def read_metrics(path: str | Path) -> dict[str, np.ndarray[Any, np.dtype[np.floa
 
 
 def plot_progress(metrics_csv: str | Path, png: str | Path) -> Path | None:
-    """Draw success and intervention rates over environment steps.
+    """Draw success and intervention rates over environment steps; over gradient steps where there were none of them.
 
     Args:
         metrics_csv: a run's ``metrics.csv``.
@@ -76,7 +76,7 @@ def plot_progress(metrics_csv: str | Path, png: str | Path) -> Path | None:
             axes.plot(*curves[name], marks, markersize=4, color=_COLOURS[name], label=label)
     success.set_ylabel("success rate (% of episodes)")
     intervention.set_ylabel("intervention rate (% of steps)")
-    intervention.set_xlabel("environment steps")
+    intervention.set_xlabel("environment steps" if np.any(columns["environment_steps"]) else "gradient steps")
     for axes in (success, intervention):
         axes.set_ylim(-3, 103)
         axes.set_xlim(left=0)
@@ -89,11 +89,65 @@ def plot_progress(metrics_csv: str | Path, png: str | Path) -> Path | None:
     return Path(png)
 
 
-def _curve(columns: Mapping[str, Any], name: str) -> tuple[Any, Any]:
-    """(environment steps, percent) of the rows that have this metric."""
+def plot_q_values(metrics_csv: str | Path, png: str | Path) -> Path | None:
+    """Draw what the critics say beside what the data achieved, and how far the policy is from the data.
+
+    Args:
+        metrics_csv: a run's ``metrics.csv``, of ``train_offline``.
+        png: the file to write.
+
+    Returns:
+        The file's path; None where there is nothing to draw or Matplotlib is not installed (said in one line).
+    """
+    columns = read_metrics(metrics_csv) if Path(metrics_csv).exists() else {}
+    names = [name for name in ("q_policy", "q_data", "mc_return", "action_distance", "saturated", "saturated_data")]
+    curves = {name: _by_step(columns, f"offline/{name}") for name in names}
+    if not len(curves["action_distance"][0]):
+        return None
+    try:
+        figure = require("matplotlib.figure", "logging").Figure(figsize=(8, 6.5), dpi=150, layout="constrained")
+    except MissingExtraError as error:
+        print(error)
+        return None
+    values, actions = figure.subplots(2, 1, sharex=True)
+    drawn = {
+        "q_policy": (values, "o-", "Q of the policy's actions", _COLOURS["intervention"]),
+        "q_data": (values, "o-", "Q of the data's actions", _COLOURS["evaluation"]),
+        "mc_return": (values, "--", "what the data returned", _COLOURS["training"]),
+        "action_distance": (actions, "o-", "(policy - data)², mean over coordinates", _COLOURS["intervention"]),
+        "saturated": (actions, "-", "part of the policy's coordinates beyond ±0.99", _COLOURS["evaluation"]),
+        "saturated_data": (actions, "--", "the same of the data", _COLOURS["training"]),
+    }
+    for name, (axes, marks, label, colour) in drawn.items():
+        if len(curves[name][0]):
+            axes.plot(*curves[name], marks, markersize=4, color=colour, label=label)
+    values.set_ylabel("discounted return")
+    actions.set_ylabel("per coordinate of an action")
+    actions.set_ylim(bottom=0)
+    actions.set_xlabel("gradient steps")
+    for axes in (values, actions):
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize="small")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    figure.savefig(png)
+    return Path(png)
+
+
+def _by_step(columns: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    """(gradient steps, value) of the rows that have this metric."""
     values = columns.get(name, np.zeros(0))
     present = np.isfinite(values)
-    return columns["environment_steps"][: len(values)][present], 100 * values[present]
+    return (columns["step"][: len(values)][present] if len(values) else values), values[present]
+
+
+def _curve(columns: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    """(environment steps or, without any, gradient steps; percent) of the rows that have this metric."""
+    values = columns.get(name, np.zeros(0))
+    present = np.isfinite(values)
+    steps = columns["environment_steps"] if np.any(columns["environment_steps"]) else columns["step"]
+    return steps[: len(values)][present], 100 * values[present]
 
 
 def _rolling(curve: tuple[Any, Any]) -> tuple[Any, Any]:

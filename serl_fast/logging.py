@@ -18,9 +18,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 
@@ -28,7 +28,18 @@ from serl_fast import __version__
 from serl_fast.errors import MissingExtraError, require
 from serl_fast.figures import EPISODE, FIRST_COLUMNS, complete_rows, plot_progress, read_metrics, write_video
 
-__all__ = ["RunLogger", "metric_aliases", "plot_progress", "read_metrics", "write_config", "write_video"]
+__all__ = [
+    "RunLogger",
+    "metric_aliases",
+    "plot_progress",
+    "progress",
+    "read_metrics",
+    "tracked",
+    "write_config",
+    "write_video",
+]
+
+Item = TypeVar("Item")
 
 ALIASES = {
     "critic_loss": ("critic/loss",),
@@ -61,23 +72,38 @@ def progress(parts: Iterable[int], total: int, description: str) -> None:
         total: what they add up to.
         description: what is being done.
     """
+    for _ in tracked(parts, total, description, int):
+        pass
+
+
+def tracked(items: Iterable[Item], total: int | None, description: str, worth: Callable[[Item], int]) -> Iterator[Item]:
+    """The items, one after the other, and how far they are: as :func:`progress` shows it.
+
+    Args:
+        items: any.
+        total: what they are worth together; None where nobody knows.
+        description: what is being done.
+        worth: of an item.
+    """
+    bar: Any = None
     if sys.stdout.isatty():
         try:
             bar = require("rich.progress", "logging").Progress()
         except MissingExtraError as error:
             print(error)
-        else:
-            with bar:
-                task = bar.add_task(description, total=total)
-                for part in parts:
-                    bar.advance(task, part)
-            return
-    done, said = 0, -math.inf
-    for part in parts:
-        done += part
-        if time.monotonic() - said > 10.0 or done >= total:
-            said = time.monotonic()
-            print(f"{description}: {done} of {total}", flush=True)
+    done, said = 0, time.monotonic()
+    with bar or contextlib.nullcontext():
+        task = bar and bar.add_task(description, total=total)
+        for item in items:
+            part = worth(item)
+            yield item
+            del item  # the next one is made without this one in memory
+            done += part
+            if bar:
+                bar.update(task, completed=done)
+            elif time.monotonic() - said > 10.0 or done == total:
+                said = time.monotonic()
+                print(f"{description}: {done}" + ("" if total is None else f" of {total}"), flush=True)
 
 
 class RunLogger:
@@ -227,7 +253,8 @@ class RunLogger:
         parts = [f"{name} {value:.4g}" for name, value in (evaluated or losses or shown).items()]
         status = {"updates/s": shown.get("learner/updates_per_second"), "UTD": self._status.get("utd_ratio")}
         parts += [f"{name} {value:.4g}" for name, value in status.items() if value is not None]
-        self._say(f"step {step}, environment steps {environment_steps}: " + ", ".join(parts))
+        steps = f"step {step}" + (f", environment steps {environment_steps}" if environment_steps else "")
+        self._say(f"{steps}: " + ", ".join(parts))
 
     def _say(self, text: str) -> None:
         print(text, file=self._stream or sys.stdout, flush=True)

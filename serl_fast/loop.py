@@ -1,4 +1,4 @@
-"""The actor's and the learner's loops, and the two ways to run them: two threads, or one thread in lock-step.
+"""The actor's and the learner's loops, and the ways to run them: two threads, lock-step, or the learner alone.
 
 One environment step: act, step the environment, record the EXECUTED action, append to the online store; a step that a
 human or scripted operator took goes to the demonstrations too. One learner step: sample half and half, update, and
@@ -21,9 +21,9 @@ from serl_fast.data.batches import BatchReader
 from serl_fast.data.readers import Reader
 from serl_fast.engine import Engine, NonFiniteLossError, PolicyPublisher, PolicyRunner, PolicySnapshot
 from serl_fast.envs import executed_action, make_transition
-from serl_fast.evaluation import EvaluationResult, evaluate, succeeded
+from serl_fast.evaluation import EVALUATION_SEEDS, Evaluations, succeeded
 from serl_fast.replay import Mixture, ReplayStore
-from serl_fast.schedule import Counters, LoopConfig, Stop, crossed
+from serl_fast.schedule import STEP_LIMIT, Counters, LoopConfig, Stop, crossed
 
 Report = Callable[[dict[str, float]], None]
 
@@ -35,9 +35,7 @@ class Appends(Protocol):
         """Add one transition; ``continues``: it follows the one appended before it."""
 
 
-STEP_LIMIT = "the step limit is reached"
 ACTOR_PATIENCE = 10.0  # s that the actor gets to finish its step when the run ends
-EVALUATION_SEEDS = 1_000_000  # episodes of evaluations are seeded from here on, apart from those of training
 
 
 class _Episode:
@@ -89,7 +87,7 @@ class Actor:
         report: Report,
         stop: Stop,
     ) -> None:
-        self.env, self.eval_env = env, eval_env
+        self.env = env
         self.runner, self.publisher = runner, publisher
         self.online, self.demonstrations = online, demonstrations
         self.counters, self.config, self.report, self.stop = counters, config, report, stop
@@ -97,8 +95,7 @@ class Actor:
         self._snapshot: PolicySnapshot | None = None
         self._random = np.random.default_rng([config.seed, 1])
         self._episode: _Episode | None = None
-        self._next_evaluation = config.eval_interval
-        self._evaluation_episodes = 0
+        self.evaluations = Evaluations(eval_env, self._mode, counters, config, report, stop)
 
     def step(self) -> None:
         """Take one environment step; between episodes, evaluate when it is time.
@@ -111,7 +108,8 @@ class Actor:
             self.runner.load(snapshot)
             self._snapshot = snapshot
         if self._episode is None:
-            self._evaluate_if_due()
+            if self.evaluations.run_if_due():
+                self.accepted = self._snapshot
             if self.stop.is_set():
                 return
             self._episode = self._begin_episode()
@@ -149,16 +147,14 @@ class Actor:
         return {
             "random": self._random.bit_generator.state,
             "noise": self.runner.generator.get_state(),
-            "next_evaluation": self._next_evaluation,
-            "evaluation_episodes": self._evaluation_episodes,
+            **self.evaluations.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`, with a new episode."""
         self._random.bit_generator.state = state["random"]
         self.runner.generator.set_state(state["noise"].cpu())
-        self._next_evaluation = state["next_evaluation"]
-        self._evaluation_episodes = state["evaluation_episodes"]
+        self.evaluations.load_state_dict(state)
 
     def _begin_episode(self) -> _Episode:
         seed = int(np.random.SeedSequence([self.config.seed, 2, self.counters.episodes]).generate_state(1)[0])
@@ -172,47 +168,13 @@ class Actor:
             return self._random.uniform(space.low, space.high).astype(np.float32)
         return self.runner.act(observation)
 
+    def _mode(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        return self.runner.act(observation, deterministic=True)
+
     @property
     def evaluation_due(self) -> bool:
         """Whether it is time for an evaluation; at the end of a run, whether one is missing."""
-        if self.eval_env is None or not self.config.eval_interval:
-            return False
-        return self.counters.updates >= self._next_evaluation
-
-    def _evaluate_if_due(self) -> None:
-        if not self.evaluation_due:
-            return
-        config, began = self.config, self.counters.updates
-        result = self._run_evaluation(config.eval_episodes)
-        if len(result.successes) < config.eval_episodes:  # the run ends meanwhile, and the evaluation is still due
-            return
-        self._next_evaluation = began + config.eval_interval
-        threshold = config.stop_success_rate
-        if threshold is None or result.success_rate < threshold or self.stop.is_set():
-            return
-        # One good evaluation may be luck: the same policy must keep the rate over four times as many fresh episodes.
-        successes = result.successes + self._run_evaluation(4 * config.eval_episodes).successes
-        rate = sum(successes) / len(successes)
-        if rate >= threshold and not self.stop.is_set():
-            self.accepted = self._snapshot
-            self.stop.set(f"the policy succeeds in {rate:.0%} of {len(successes)} evaluation episodes")
-
-    def _run_evaluation(self, episodes: int) -> EvaluationResult:
-        assert self.eval_env is not None
-        seed = EVALUATION_SEEDS * (1 + self.config.seed) + self._evaluation_episodes
-        self._evaluation_episodes += episodes
-        result = evaluate(
-            self.eval_env,
-            lambda observation: self.runner.act(observation, deterministic=True),
-            episodes,
-            seed=seed,
-            should_stop=self.stop.is_set,
-        )
-        # What the step limit cut short is not logged: the evaluation at the end stands for it.
-        if result.successes and self.stop.reason != STEP_LIMIT:
-            self.counters.success_rate = result.success_rate
-            self.report(result.metrics())
-        return result
+        return self.evaluations.due
 
 
 class Learner:
@@ -220,7 +182,7 @@ class Learner:
 
     Args:
         engine: runs the updates.
-        online: the actor's steps.
+        online: the actor's steps; None where nobody acts, and updates are on demonstrations alone.
         demonstrations: demonstrations and interventions.
         publisher: where policies go.
         counters: shared with the actor.
@@ -234,7 +196,7 @@ class Learner:
     def __init__(
         self,
         engine: Engine,
-        online: ReplayStore,
+        online: ReplayStore | None,
         demonstrations: ReplayStore,
         publisher: PolicyPublisher,
         counters: Counters,
@@ -249,16 +211,18 @@ class Learner:
         self.counters, self.config = counters, config
         self.report, self.save, self.tick = report, save, tick
         self._reader = reader or BatchReader(config.batch_size, engine.device)
-        # While a store is short its share goes to the other: no demonstrations is plain SAC.
-        self._mixture = Mixture([online, demonstrations], shares=(0.5, 0.5), discount=config.discount)
         self._demonstrations_only = Mixture([demonstrations], shares=(1.0,), discount=config.discount)
+        self._mixture = self._demonstrations_only
+        if online is not None:
+            # While a store is short its share goes to the other: no demonstrations is plain SAC.
+            self._mixture = Mixture([online, demonstrations], shares=(0.5, 0.5), discount=config.discount)
         self._rates: dict[str, float] = {}  # of the interval whose metrics are on their way
         self._reported_at = (time.monotonic(), engine.updates)
         self._unreported = 0  # gradient steps since metrics were asked for
 
     def may_take(self) -> int:
         """Gradient steps that may be taken now: there is enough data, up to ``max_steps`` and the UTD ratio's limit."""
-        if len(self.online) < self.config.training_starts:
+        if self._starting():
             return 0
         if self.counters.training_started_at is None:
             self.counters.training_started_at = self.counters.environment_steps
@@ -267,10 +231,14 @@ class Learner:
             most = min(most, math.floor(limit * self.counters.environment_steps))
         return max(most - self.counters.updates, 0)
 
+    def _starting(self) -> bool:
+        """Whether more of the actor's steps are needed before learning."""
+        return self.online is not None and len(self.online) < self.config.training_starts
+
     def actor_may_step(self) -> bool:
         """Whether the actor may go on without the UTD ratio falling below ``min_utd_ratio``."""
         least, started = self.config.min_utd_ratio, self.counters.training_started_at
-        if least is None or started is None or len(self.online) < self.config.training_starts:
+        if least is None or started is None or self._starting():
             return True  # the learner is waiting for data
         ahead = (self.counters.environment_steps - started) * least - self.counters.updates
         return ahead < max(self.config.steps_per_update, least)
@@ -405,6 +373,24 @@ class Learner:
             "learner/utd_ratio": self.counters.utd_ratio,
         }
         self.engine.request_metrics()
+
+
+def run_alone(learner: Learner, stop: Stop, between: Callable[[], None] = lambda: None) -> None:
+    """Run a learner that has demonstrations alone, until ``max_steps`` or ``stop``.
+
+    Args:
+        learner: one without online data.
+        stop: ends it after the step in progress.
+        between: called after every call of the engine: evaluations, for example.
+    """
+    learner.prepare(stop)
+    while not stop.is_set():
+        if most := learner.may_take():
+            learner.step(most)
+            between()
+        else:
+            stop.set(STEP_LIMIT)
+    learner.report_rest()
 
 
 def run_synchronous(actor: Actor, learner: Learner, stop: Stop) -> None:

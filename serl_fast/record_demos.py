@@ -20,11 +20,12 @@ from serl_fast.envs import SETUP_MODES, SetupModeName, executed_action, load_ope
 from serl_fast.envs.make import Operator
 from serl_fast.errors import require
 from serl_fast.evaluation import succeeded
+from serl_fast.reward_flags import RewardFlags
 
 
 @dataclasses.dataclass(frozen=True)
-class RecordDemosConfig:
-    """Flags of ``record_demos``.
+class RecordDemosConfig(RewardFlags):
+    """Flags of ``record_demos``; those of the reward are in :class:`serl_fast.reward_flags.RewardFlags`.
 
     Attributes:
         env: any gymnasium id; ``module:Id-v0`` imports ``module`` first.
@@ -52,6 +53,7 @@ class RecordDemosConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_demos < 1:
             raise ValueError(f"num_demos is {self.num_demos}; it must be at least 1")
         if not self.noise >= 0:
@@ -66,7 +68,9 @@ def record(config: RecordDemosConfig) -> Path:
     """
     mode = SETUP_MODES[config.setup_mode] if config.setup_mode else None
     operator = _expert(config) if config.operator == "scripted" else load_operator(config.operator)
-    env = make_env(config.env, config.image_keys, mode, operator=operator, image_size=config.image_size)
+    env = make_env(
+        config.env, config.image_keys, mode, operator=operator, image_size=config.image_size, judge=config.judge()
+    )
     transitions: list[dict[str, Any]] = []
     demos = episodes = 0
     try:

@@ -14,6 +14,7 @@ import mmap
 import pickle
 import pickletools
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ MAX_DEPTH = 64
 """Deepest nesting of containers that is read."""
 
 _DTYPE = re.compile(r"(\?|[biufc]\d{1,2}|[SU]\d{1,9})\Z")  # no objects, no structures, no dates
+_NATIVE_ORDER = "<" if sys.byteorder == "little" else ">"
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), np.generic)
 
 # Opcodes of protocols 2 to 5 that data can contain. Absent: text opcodes of protocol 0, persistent ids,
@@ -36,6 +38,8 @@ _OPCODE_NAMES = """
     MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ NEWOBJ_EX
     """
 _OPCODES = frozenset(_OPCODE_NAMES.split())
+_HARMLESS = _OPCODES - {"STOP", "LONG_BINPUT"}
+"""Of those that have an argument of a fixed length: there is nothing to look at but that length."""
 
 
 class _Refused(ValueError):
@@ -109,22 +113,24 @@ def _scan(data: bytes | mmap.mmap) -> None:
             raise _Refused(f"byte {position} ({data[position]:#04x}) is no opcode that array data needs")
         name, length = entry
         start = position + 1
-        if length == pickletools.UP_TO_NEWLINE:  # GLOBAL: module and name, one line each
+        opcodes += 1
+        if length >= 0:
+            position = start + length
+            if name in _HARMLESS and position <= size:
+                continue  # most of them
+        elif length == pickletools.UP_TO_NEWLINE:  # GLOBAL: module and name, one line each
             module_end = data.find(b"\n", start)
             name_end = data.find(b"\n", module_end + 1)
             position = size + 1 if min(module_end, name_end) < 0 else name_end + 1
-        elif length < 0:
+        else:
             width = _COUNT_BYTES[length]
             position = start + width + int.from_bytes(data[start : start + width], "little")
-        else:
-            position = start + length
         if position > size:
             raise _Refused(f"the file is truncated: {name} at byte {start - 1} reaches past its end ({size} bytes)")
         if name == "STOP":
             if position != size:
                 raise _Refused(f"{size - position} bytes follow the end of the pickle")
             return
-        opcodes += 1
         # The memo is a table as long as its largest index.
         if name == "LONG_BINPUT" and int.from_bytes(data[start:position], "little") > opcodes:
             raise _Refused(f"memo index at byte {start - 1} is larger than the number of values")
@@ -147,7 +153,8 @@ class _Dtype:
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
             raise _Refused("a structured dtype is refused; only numbers, booleans and strings are read")
-        self.value = self.value.newbyteorder(order)  # type: ignore[arg-type]
+        if order not in (_NATIVE_ORDER, "|", "="):
+            self.value = self.value.newbyteorder(order)  # type: ignore[arg-type]
 
 
 class _Array:

@@ -7,6 +7,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+STEP_LIMIT = "the step limit is reached"
+"""Why a run ends that took its steps."""
+
 
 @dataclass(frozen=True)
 class LoopConfig:

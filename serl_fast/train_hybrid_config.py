@@ -10,6 +10,7 @@ from typing import Any, Literal
 from serl_fast.agents.sac_config import UNSIZED_ENCODERS, SACConfig
 from serl_fast.core import Compat
 from serl_fast.envs import SetupModeName
+from serl_fast.reward_flags import RewardFlags
 from serl_fast.schedule import LoopConfig
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -26,12 +27,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainHybridConfig:
-    """Flags of ``train_hybrid``.
+class TrainHybridConfig(RewardFlags):
+    """Flags of ``train_hybrid``; those of the reward are in :class:`serl_fast.reward_flags.RewardFlags`.
 
     Attributes:
         env: any gymnasium id; ``module:Id-v0`` imports ``module`` first.
-        demo_paths: demonstration pickles; none means learning from online data and interventions alone.
+        demo_paths: demonstrations, files or folders of any format that ``python -m serl_fast.data`` reads; none means
+            learning from online data and interventions alone.
+        init: a checkpoint of train_offline or of another run, whose weights this one starts with. Where it is of
+            another algorithm than SAC, the run goes on with that one and its settings, and flags of SAC are not used.
         image_keys: cameras to learn from; none means learning from the state.
         image_size: height and width of their images, px, where the environment takes it.
         setup_mode: arms and grippers: 6, 7, 12 or 14 action dimensions.
@@ -42,7 +46,7 @@ class TrainHybridConfig:
         lr: Adam's learning rate.
         save_dir: where results go; by default runs/<env>_seed<seed>_<time>.
         training_starts: online transitions to wait for before learning.
-        random_steps: environment steps with uniformly random actions at the start.
+        random_steps: environment steps with uniformly random actions at the start; by default 1000, with --init 0.
         cta_ratio: critic steps per actor step.
         steps_per_update: gradient steps between two publications of the policy to the actor.
         discount: gamma.
@@ -87,7 +91,8 @@ class TrainHybridConfig:
         hidden_widths: hidden layers of policy and critics.
         activation: of policy and critics: tanh, relu, silu, gelu, elu, leaky_relu.
         backup_entropy: the target value includes the policy's entropy.
-        reward_bias: added to every reward.
+        reward_scale: every reward is multiplied by it.
+        reward_bias: then added to every reward.
         warmup_steps: steps of a network's own Adam over which its learning rate rises from 0; the actor's takes one per
             cta_ratio gradient steps.
         cosine_decay_steps: such a step at which a cosine has brought the learning rate to 0; by default it is constant.
@@ -105,6 +110,7 @@ class TrainHybridConfig:
 
     env: str = "serl_robots/PickCube-v0"
     demo_paths: tuple[Path, ...] = ()
+    init: Path | None = None
     image_keys: tuple[str, ...] = ()
     image_size: int | None = None
     setup_mode: SetupModeName = "single-arm-learned-gripper"
@@ -114,7 +120,7 @@ class TrainHybridConfig:
     lr: float = 3e-4
     save_dir: Path | None = None
     training_starts: int = 1000
-    random_steps: int = 1000
+    random_steps: int | None = None
     cta_ratio: int = 2
     steps_per_update: int = 50
     discount: float = 0.95
@@ -151,6 +157,7 @@ class TrainHybridConfig:
     hidden_widths: tuple[int, ...] = (256, 256)
     activation: str = "tanh"
     backup_entropy: bool = False
+    reward_scale: float = 1.0
     reward_bias: float = 0.0
     warmup_steps: int = 0
     cosine_decay_steps: int | None = None
@@ -165,6 +172,7 @@ class TrainHybridConfig:
     preset: Literal["quick", "medium", "full"] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.loop()
         self.agent()
         if self.replay_buffer_capacity < self.training_starts:
@@ -210,6 +218,8 @@ class TrainHybridConfig:
         shared = {f.name for f in dataclasses.fields(LoopConfig)} & {f.name for f in dataclasses.fields(self)}
         values = {name: getattr(self, name) for name in shared}
         values["stop_success_rate"] = self.stop_success_rate or None
+        if self.random_steps is None:
+            values["random_steps"] = 1000 if self.init is None else 0
         return LoopConfig(critic_to_actor_ratio=self.cta_ratio, **values)
 
     def agent(self, image_sizes: Sequence[tuple[int, ...]] = ()) -> SACConfig:

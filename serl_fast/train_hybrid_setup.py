@@ -1,4 +1,4 @@
-"""What a run of train_hybrid is set up from: device, threads, spaces, directories, settings."""
+"""What a training run is set up from: device, threads, spaces, directories, settings."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 import torch
+from torch import nn
 
 from serl_fast.agents.sac_config import SACConfig, from_dict
+from serl_fast.core import Agent, Batch, Noise
+from serl_fast.data.offline import FOLLOWING, MC_RETURNS
 from serl_fast.engine.ranks import ranks_on_this_machine
 from serl_fast.interop.pretrained import resnet10_trunks
-from serl_fast.train_hybrid_config import TrainHybridConfig
 
 ROOM_FOR_INTERVENTIONS = 20_000
 """Transitions, half an hour at 10 Hz, that a replay on the device has room for at first beside the demonstrations."""
@@ -24,13 +27,14 @@ ROOM_FOR_INTERVENTIONS = 20_000
 EMPTY_STATE = gymnasium.spaces.Box(-1, 1, (0,))
 
 
-def check_takes_pretrained(encoder: torch.nn.Module | None, config: TrainHybridConfig) -> None:
+def check_takes_pretrained(agent: Agent, image_keys: Sequence[str], algorithm: str) -> None:
     """Refuse pre-trained weights that nothing would take."""
     try:
-        resnet10_trunks(encoder)
+        resnet10_trunks(dict(agent.networks.items()).get("encoder"))
     except ValueError as error:
-        of = f"encoder {config.encoder}" if config.algorithm == "sac" else f"algorithm {config.algorithm}"
-        cameras = f"image_keys {' '.join(config.image_keys)}" if config.image_keys else "no image_keys"
+        own = ":" in algorithm
+        of = f"algorithm {algorithm}" if own else f"encoder {agent.settings['config']['encoder']}"
+        cameras = f"image_keys {' '.join(image_keys)}" if image_keys else "no image_keys"
         raise ValueError(f"--pretrained_encoder has no use with --{of} and {cameras}: {error}") from None
 
 
@@ -68,15 +72,19 @@ def choose_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def default_threads(config: TrainHybridConfig, device: torch.device) -> int:
+def default_threads(images: bool, device: torch.device) -> int:
     """Threads for torch, so that learner and actor do not fight for cores.
 
     Beyond two threads the update of 256-wide MLPs gains little (``python -m benchmarks --suite update``), and a team
     that outnumbers the free cores waits at its barriers.
+
+    Args:
+        images: whether there are any to learn from.
+        device: of the learner.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // ranks_on_this_machine())
-    wanted = cores - 1 if config.image_keys or device.type != "cpu" else 2
+    wanted = cores - 1 if images or device.type != "cpu" else 2
     return max(1, min(wanted, cores - 1))
 
 
@@ -107,8 +115,25 @@ def spaces_of(env: gymnasium.Env[Any, Any]) -> Spaces:
     return Spaces(dict(env.observation_space.spaces), env.action_space)  # type: ignore[arg-type]
 
 
-def example_transition(spaces: Spaces) -> dict[str, Any]:
-    """A transition of zeros with the environment's shapes: the stores' schema."""
+def with_next_actions(agent: Agent) -> Agent:
+    """The agent, with batches whose ``next_actions`` are what stores hold as :data:`FOLLOWING`."""
+
+    def prepare(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Batch:
+        if FOLLOWING in batch:
+            batch = {**batch, "next_actions": batch[FOLLOWING]}
+        return agent.prepare(networks, batch, noise)
+
+    return dataclasses.replace(agent, prepare=prepare)
+
+
+def example_transition(spaces: Spaces, further: Sequence[str] = ()) -> dict[str, Any]:
+    """A transition of zeros with the environment's shapes: the stores' schema.
+
+    Args:
+        spaces: of the environment.
+        further: fields beside the usual ones, of ``data.offline``.
+    """
+    also = {MC_RETURNS: np.float32(0), FOLLOWING: np.zeros(spaces.actions.shape, np.float32)}
     observation = {key: np.zeros(space.shape, space.dtype) for key, space in spaces.observations.items()}
     return {
         "observations": observation,
@@ -118,13 +143,14 @@ def example_transition(spaces: Spaces) -> dict[str, Any]:
         "terminated": False,
         "truncated": False,
         "grasp_penalty": np.float32(0),
+        **{name: also[name] for name in further},
     }
 
 
-def new_directory(config: TrainHybridConfig) -> Path:
-    """Where a run goes that was not told where."""
-    name = config.env.rpartition("/")[2].rpartition(":")[2]
-    return Path("runs") / f"{name}_seed{config.seed}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+def new_directory(name: str, seed: int) -> Path:
+    """Where a run goes that was not told where; ``name`` may be an environment's id."""
+    name = name.rpartition("/")[2].rpartition(":")[2]
+    return Path("runs") / f"{name}_seed{seed}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
 
 
 def newest_run() -> Path:
@@ -135,10 +161,13 @@ def newest_run() -> Path:
     return max(runs, key=lambda path: path.stat().st_mtime)
 
 
-def plain_values(config: TrainHybridConfig) -> dict[str, Any]:
-    """The flags as JSON takes them."""
-    values = dataclasses.asdict(config)
+def plain_values(config: Any) -> dict[str, Any]:
+    """The flags, a dataclass, as JSON takes them."""
     return {
-        key: str(v) if isinstance(v, Path) else [str(p) for p in v] if key == "demo_paths" else v
-        for key, v in values.items()
+        key: str(v)
+        if isinstance(v, Path)
+        else [str(each) if isinstance(each, Path) else each for each in v]
+        if isinstance(v, tuple)
+        else v
+        for key, v in dataclasses.asdict(config).items()
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def test_the_training_loop_has_forty_lines_at_most():
     assert len([line for line in blocks("embed.md")[0][0].splitlines() if line.strip()]) <= 40
 
 
-@pytest.mark.parametrize("guide", ["algorithms.md", "augmentation.md"])
+@pytest.mark.parametrize("guide", ["algorithms.md", "augmentation.md", "classifier_reward.md"])
 def test_each_block_of_a_guide_stands_alone(guide):
     for code, expected in blocks(guide):
         check(code, expected, {"__name__": "guide"})
@@ -98,3 +99,29 @@ def test_the_conversion_guide_runs_and_its_commands_parse(tmp_path, monkeypatch)
     assert len(lines) == 3
     for command, flags in lines:
         parse(configs[command], flags.split(), description="")
+
+
+def test_the_data_guide_is_one_program_of_python_and_commands(tmp_path, monkeypatch):
+    for package in ("matplotlib", "PIL"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    from serl_fast.data.commands import run
+
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "guide"}
+    text = (GUIDES / "data.md").read_text()
+    found = list(BLOCK.finditer(text))
+    stated = 0
+    for block, following in itertools.zip_longest(found, found[1:]):
+        language, body = block.groups()
+        if not language:
+            continue
+        expected = None
+        if following and not following[1] and not text[block.end() : following.start()].strip():
+            expected, stated = following[2], stated + 1
+        if language == "bash":
+            commands = re.findall(r"^python -m serl_fast\.data (.*)$", body, re.MULTILINE)
+            assert len(commands) == len(body.splitlines())
+            body = "\n".join(f"assert run({command.split()!r}) == 0" for command in commands)
+        check(body, expected, names | {"run": run} if language == "bash" else names)
+    assert stated == 5
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import serl_fast.errors
-from serl_fast import __version__
+from serl_fast import __version__, figures
+from serl_fast.figures import plot_q_values
 from serl_fast.logging import (
     RunLogger,
     metric_aliases,
@@ -318,6 +319,26 @@ def test_plot_of_part_of_the_metrics(tmp_path: Path) -> None:
     run = logger(tmp_path)
     run.log({"evaluation/success_rate": 0.5}, step=1, environment_steps=10)
     assert plot_progress(tmp_path / "metrics.csv", tmp_path / "success.png") is not None
+
+
+def test_without_environment_steps_the_abscissa_is_gradient_steps(tmp_path: Path) -> None:
+    run = logger(tmp_path)
+    for step in (100, 200):
+        run.log({"evaluation/success_rate": 0.5}, step=step)
+    steps, percent = figures._curve(read_metrics(tmp_path / "metrics.csv"), "evaluation/success_rate")
+    assert (steps.tolist(), percent.tolist()) == ([100, 200], [50, 50])
+
+
+def test_values_of_critics_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run, image = logger(tmp_path), tmp_path / "q_values.png"
+    assert plot_q_values(tmp_path / "absent.csv", image) is None
+    run.log({"critic/loss": 1.0}, step=1)
+    assert plot_q_values(tmp_path / "metrics.csv", image) is None
+    run.log({"offline/action_distance": 0.1}, step=2)  # of an agent without critics
+    assert plot_q_values(tmp_path / "metrics.csv", image) == image
+    run.log({f"offline/{name}": 1.0 for name in ("q_data", "q_policy", "mc_return", "action_distance")}, step=3)
+    assert plot_q_values(tmp_path / "metrics.csv", image) == image
 
 
 def test_nothing_to_plot(tmp_path: Path) -> None:

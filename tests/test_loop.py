@@ -1,5 +1,6 @@
 """Routing, continuity, limits and endings of the loop."""
 
+import dataclasses
 import threading
 
 import gymnasium
@@ -12,7 +13,7 @@ from serl_fast.agents.build import build_agent
 from serl_fast.agents.sac import SACConfig
 from serl_fast.engine import Engine, NonFiniteLossError, PolicyPublisher, PolicyRunner
 from serl_fast.envs.make import FlatObservations
-from serl_fast.loop import Actor, Learner, run_synchronous, run_threaded
+from serl_fast.loop import Actor, Learner, run_alone, run_synchronous, run_threaded
 from serl_fast.replay import ReplayStore
 from serl_fast.schedule import Counters, LoopConfig, Stop
 
@@ -408,3 +409,39 @@ def test_an_evaluation_that_the_end_cuts_short_stays_due(toy_arm):
     other.counters.updates = 12
     assert other.actor.evaluation_due
     assert not Rig(toy_arm(), eval_interval=5).actor.evaluation_due  # nothing to evaluate in
+
+
+def alone(rig: Rig, **changes) -> Learner:
+    """A learner that has the rig's demonstrations and no actor."""
+    config = dataclasses.replace(rig.config, **changes)
+    saved = lambda: rig.saves.append(rig.counters.updates)  # noqa: E731
+    return Learner(
+        rig.engine, None, rig.demonstrations, PolicyPublisher(), rig.counters, config, rig.reports.append, saved
+    )
+
+
+def test_a_learner_alone_takes_its_steps_and_no_more(toy_arm):
+    rig = Rig(toy_arm(intervals=[(0, 20)], goal=99), random_steps=0)
+    rig.learner.publish()
+    for _ in range(20):
+        rig.actor.step()
+    seen = []
+    learner = alone(rig, max_steps=7, save_interval=4, training_starts=1000)
+    run_alone(learner, rig.stop, lambda: seen.append(rig.counters.updates))
+    assert rig.stop.reason == loop.STEP_LIMIT
+    assert seen == [2, 4, 6, 7]  # blocks of critic_to_actor_ratio
+    assert rig.saves == [4]
+    assert len(rig.online) == 20
+    assert rig.reports[-1]["critic/loss"] > 0  # what was left at the end
+    rig.stop.reason = ""
+    run_alone(learner, rig.stop)  # finished: not one step more
+    assert rig.engine.updates == 7
+
+
+def test_a_learner_alone_ends_after_the_step_in_progress(toy_arm):
+    rig = Rig(toy_arm(intervals=[(0, 20)], goal=99), random_steps=0)
+    rig.learner.publish()
+    for _ in range(20):
+        rig.actor.step()
+    run_alone(alone(rig, max_steps=40), rig.stop, lambda: rig.stop.set("enough"))
+    assert (rig.engine.updates, rig.stop.reason) == (2, "enough")

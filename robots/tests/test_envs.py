@@ -235,6 +235,23 @@ def test_images_show_the_cube_from_two_sides(opengl):
     env.close()
 
 
+def test_cameras_of_a_classifier_leave_the_state_as_it_is(opengl):
+    env = gymnasium.make(PICK_CUBE, classifier_keys=("front",), image_size=16)
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert observation["front"].shape == (16, 16, 3)
+    assert np.array_equal(observation["state"], env.unwrapped.privileged_state())
+    env.close()
+    env = gymnasium.make(PICK_CUBE, image_keys=("front",), classifier_keys=CAMERAS, image_size=16)
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert set(observation) == {"state", *CAMERAS}
+    assert observation["state"].shape == (13,)
+    env.close()
+    with pytest.raises(ValueError, match=r"\['side'\]; the cameras are"):
+        gymnasium.make(PICK_CUBE, classifier_keys=("side",))
+
+
 def test_images_are_deterministic_and_independent(opengl):
     env = gymnasium.make(PICK_CUBE, image_keys=("front",))
     first = env.reset(seed=0)[0]["front"]

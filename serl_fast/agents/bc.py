@@ -19,15 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from serl_fast.agents.parts import crop_noise, encoder_of
+from serl_fast.agents.parts import log_probabilities as log_probabilities
 from serl_fast.agents.sac import policy
 from serl_fast.agents.sac_config import check_networks
 from serl_fast.core import AdamConfig, Agent, Batch, Compat, Loss, Noise, Objective, Observations
 from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.encoder import Encoder, dropout_mask, make_encoder
 from serl_fast.networks.policy import ActionDistribution, Policy, StdParameterization
-
-SQUASH_LIMIT = 1 - 1e-6
-"""Largest magnitude of a demonstrated action under a squashed policy, 0.99999899 in float32: tanh does not reach 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,16 +187,9 @@ def distribution(
     """The policy's distribution in training, with the dropout of ``noise``; without dropout for empty ``noise``."""
     detach = config.compat == "hil_serl"
     features = networks["encoder"](observations, noise.get("dropout"), detach_images=detach)
-    hidden = [noise[name] for name in hidden_dropout_names(config) if name in noise]
+    hidden = [noise[name] for name in hidden_dropout_names(config.hidden_widths) if name in noise]
     result: ActionDistribution = networks["actor"](features, hidden or None)
     return result
-
-
-def log_probabilities(distribution: ActionDistribution, actions: Tensor) -> Tensor:
-    """log pi(a|s) of demonstrated actions, float [B]; for a squashed policy they are clipped to ±(1 - 1e-6) first."""
-    if distribution.squash:
-        actions = actions.clamp(-SQUASH_LIMIT, SQUASH_LIMIT)
-    return distribution.log_prob(actions)
 
 
 def objective(config: BCConfig) -> Objective:
@@ -233,9 +224,9 @@ def evaluate(networks: nn.ModuleDict, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def hidden_dropout_names(config: BCConfig) -> tuple[str, ...]:
+def hidden_dropout_names(widths: Sequence[int]) -> tuple[str, ...]:
     """Names of the hidden layers' dropout masks in the noise, float [B, width] each."""
-    return tuple(f"hidden_dropout_{index}" for index in range(len(config.hidden_widths)))
+    return tuple(f"hidden_dropout_{index}" for index in range(len(widths)))
 
 
 def noise_source(config: BCConfig, encoder: Encoder) -> Callable[[torch.Generator, int, torch.device], Noise]:
@@ -251,7 +242,7 @@ def noise_source(config: BCConfig, encoder: Encoder) -> Callable[[torch.Generato
         if encoder.image_keys and config.encoder_dropout:
             noise["dropout"] = mask(config.encoder_dropout, *encoder.dropout_shape)
         if config.dropout:
-            for name, width in zip(hidden_dropout_names(config), config.hidden_widths, strict=True):
+            for name, width in zip(hidden_dropout_names(config.hidden_widths), config.hidden_widths, strict=True):
                 noise[name] = mask(config.dropout, width)
         return noise
 

@@ -1,17 +1,53 @@
-"""Agents from plain values: a setup mode's layout, or the settings stored in a checkpoint."""
+"""Agents from plain values: a setup mode's layout, an algorithm's name, or the settings stored in a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from serl_fast.agents.bc import BCConfig, bc
+from serl_fast.agents.calql import CalQLConfig, calql
+from serl_fast.agents.cql import CQLConfig, cql
 from serl_fast.agents.hybrid_sac import hybrid_sac
+from serl_fast.agents.iql import IQLConfig, iql
+from serl_fast.agents.rebrac import ReBRACConfig, rebrac
 from serl_fast.agents.sac import sac
 from serl_fast.agents.sac_config import SACConfig, from_dict
+from serl_fast.agents.td3bc import TD3BCConfig, td3bc
 from serl_fast.core import Agent
+
+
+class Algorithm(NamedTuple):
+    """An algorithm and how it is meant to be run.
+
+    Attributes:
+        build: (state_dim, action_dim, image_keys, config, *, trunk) -> Agent; the second is the number of grippers
+            where ``size`` says so.
+        config: the type of its configuration.
+        critic_to_actor_ratio: gradient steps per step of the actor in its publication.
+        fields: what its batches hold beyond observations, actions, rewards and discounts.
+        size: the entry of ``Agent.settings`` with the width of the action.
+    """
+
+    build: Callable[..., Agent]
+    config: type[Any]
+    critic_to_actor_ratio: int = 1
+    fields: tuple[str, ...] = ()
+    size: str = "action_dim"
+
+
+ALGORITHMS = {
+    "sac": Algorithm(sac, SACConfig, 2),
+    "hybrid_sac": Algorithm(hybrid_sac, SACConfig, 2, ("grasp_penalty",), "grippers"),
+    "bc": Algorithm(bc, BCConfig),
+    "iql": Algorithm(iql, IQLConfig),
+    "td3bc": Algorithm(td3bc, TD3BCConfig, 2),
+    "rebrac": Algorithm(rebrac, ReBRACConfig, 2, ("next_actions",)),
+    "cql": Algorithm(cql, CQLConfig),
+    "calql": Algorithm(calql, CalQLConfig, 1, ("mc_returns",)),
+}
 
 
 def build_agent(
@@ -33,20 +69,18 @@ def from_settings(settings: dict[str, Any], trunk: nn.Module | None = None) -> A
     Raises:
         ValueError: an algorithm that this version does not know, a missing entry, or a missing ``trunk``.
     """
-    algorithm = settings.get("algorithm")
-    if algorithm not in ("sac", "hybrid_sac", "bc"):
+    name = settings.get("algorithm")
+    if name not in ALGORITHMS:
         raise ValueError(
-            f"algorithm {algorithm!r} is not known; this version has 'sac', 'hybrid_sac' and 'bc', and takes one of "
-            "your own by --algorithm module:callable"
+            f"algorithm {name!r} is not known; this version has {', '.join(ALGORITHMS)}, and takes one of your own by "
+            "--algorithm module:callable"
         )
+    algorithm = ALGORITHMS[name]
     try:
         cameras, state_dim, values = settings["image_keys"], settings["state_dim"], settings["config"]
         if values.get("encoder") == "custom" and trunk is None:
             raise ValueError("this agent was built with an image trunk of its user's; give the same module as trunk")
-        if algorithm == "sac":
-            return sac(state_dim, settings["action_dim"], cameras, from_dict(SACConfig, values), trunk=trunk)
-        if algorithm == "hybrid_sac":
-            return hybrid_sac(state_dim, settings["grippers"], cameras, from_dict(SACConfig, values), trunk=trunk)
-        return bc(state_dim, settings["action_dim"], cameras, from_dict(BCConfig, values), trunk=trunk)
+        size = settings[algorithm.size]
+        return algorithm.build(state_dim, size, cameras, from_dict(algorithm.config, values), trunk=trunk)
     except (KeyError, TypeError) as error:
         raise ValueError(f"the agent's settings are not complete: {error}") from error

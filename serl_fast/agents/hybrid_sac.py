@@ -75,7 +75,7 @@ def hybrid_sac(
         return split_action(actions, grippers)[0]
 
     critics = (sac.critic_objective(config, continuous), grasp_critic_objective(grippers))
-    actor_step: tuple[Objective, ...] = (sac.actor_objective(config, continuous_dim),)
+    actor_step: tuple[Objective, ...] = (sac.actor_objective(config, continuous_dim, continuous),)
     if config.compat:
         actor_step = (compat.actor_objective(), compat.temperature_objective(config, action_dim))
     return Agent(

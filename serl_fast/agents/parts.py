@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,10 @@ from serl_fast.core import Batch, Loss, Noise, Objective, TargetUpdate
 from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.critic import CriticEnsemble
 from serl_fast.networks.encoder import Encoder, dropout_mask, make_encoder
-from serl_fast.networks.policy import Policy, Temperature
+from serl_fast.networks.policy import ActionDistribution, Policy, Temperature
+
+SQUASH_LIMIT = 1 - 1e-6
+"""Largest magnitude of a demonstrated action under a squashed policy, 0.99999899 in float32: tanh does not reach 1."""
 
 Prepare = Callable[[nn.ModuleDict, Batch, Noise], Batch]
 
@@ -149,15 +152,31 @@ def crop_noise(
     return {name: torch.randint(2 * padding + 1, shape, generator=generator, device=device) for name in names}
 
 
-def image_preparation(image_keys: Sequence[str], config: SACConfig) -> Prepare:
-    """Add the reward bias, crop every camera at random, and run a frozen trunk once over both observations.
+class Preparing(Protocol):
+    """The settings that :func:`image_preparation` reads."""
+
+    @property
+    def reward_scale(self) -> float:
+        """Every reward is multiplied by it."""
+
+    @property
+    def reward_bias(self) -> float:
+        """Then added to every reward."""
+
+    @property
+    def crop_padding(self) -> int:
+        """Pixels of edge padding of the random crop; 0 for no crop."""
+
+
+def image_preparation(image_keys: Sequence[str], config: Preparing) -> Prepare:
+    """Scale and shift the rewards, crop every camera at random, and run a frozen trunk once over both observations.
 
     All cameras of one sample share their offsets; observations and next observations have their own.
     """
 
     def prepare(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Batch:
-        if config.reward_bias:
-            batch = {**batch, "rewards": batch["rewards"] + config.reward_bias}
+        if config.reward_scale != 1 or config.reward_bias:
+            batch = {**batch, "rewards": batch["rewards"] * config.reward_scale + config.reward_bias}
         if all(batch["observations"][key].dtype != torch.uint8 for key in image_keys):  # no cameras, or their features
             return batch
         current, following = dict(batch["observations"]), dict(batch["next_observations"])
@@ -233,6 +252,13 @@ def together(name: str, parts: tuple[Objective, ...]) -> Objective:
 
     trains = tuple(dict.fromkeys(network for part in parts for network in part.trains))
     return Objective(name, loss, trains, parts)
+
+
+def log_probabilities(distribution: ActionDistribution, actions: Tensor) -> Tensor:
+    """log pi(a|s) of demonstrated actions, float [B]; for a squashed policy they are clipped to ±(1 - 1e-6) first."""
+    if distribution.squash:
+        actions = actions.clamp(-SQUASH_LIMIT, SQUASH_LIMIT)
+    return distribution.log_prob(actions)
 
 
 def checked(prepare: Prepare, action_dim: int, rows: Sequence[str] = ("rewards", "discounts")) -> Prepare:

@@ -32,6 +32,7 @@ from serl_fast.agents.parts import (
     encode,
     encoder_of,
     image_preparation,
+    log_probabilities,
     noise_source,
     target_updates,
 )
@@ -183,12 +184,20 @@ def critic_objective(config: SACConfig, continuous: Callable[[Tensor], Tensor]) 
     return Objective("critic", loss, trains=("encoder", "critic"))
 
 
-def actor_objective(config: SACConfig, continuous_dim: int) -> Objective:
+def actor_objective(
+    config: SACConfig, continuous_dim: int, continuous: Callable[[Tensor], Tensor] = every_action
+) -> Objective:
     """The policy's and the temperature's losses, from one sample a ~ pi(.|s).
 
-    Policy: mean(temperature * log pi(a|s) - mean_e Q_e(s, a)), critics and temperature constant.
+    Policy: mean(temperature * log pi(a|s) - mean_e Q_e(s, a)), critics and temperature constant; with ``bc_weight``
+    less bc_weight * mean log pi(a_data|s).
     Temperature: temperature * (H - target entropy), H = -mean log pi(a|s), policy constant.
     The two touch different parameters, so their sum has both gradients.
+
+    Args:
+        config: hyper-parameters.
+        continuous_dim: width of the continuous action.
+        continuous: picks it from a stored action, [B, A] -> [B, A'].
 
     Source: SAC, equations 7 and 18; the mean over members follows HIL-SERL.
     """
@@ -202,7 +211,8 @@ def actor_objective(config: SACConfig, continuous_dim: int) -> Objective:
                 features = critic_features = networks["encoder"](observations)
             else:
                 features, critic_features = encoder_of(networks).with_and_without_dropout(observations, dropout)
-        actions, log_probs = networks["actor"](features).sample(noise["actions"])
+        distribution = networks["actor"](features)
+        actions, log_probs = distribution.sample(noise["actions"])
         q = networks["critic"](critic_features, actions).mean(0)  # [B]
         temperature = networks["temperature"]()
         entropy = -log_probs.mean()
@@ -214,6 +224,10 @@ def actor_objective(config: SACConfig, continuous_dim: int) -> Objective:
             "temperature": temperature.detach(),
             "temperature_loss": temperature_loss.detach(),
         }
+        if config.bc_weight:
+            imitation = -log_probabilities(distribution, continuous(batch["actions"])).mean()
+            policy_loss = policy_loss + config.bc_weight * imitation
+            metrics |= {"loss": policy_loss.detach(), "bc_loss": imitation.detach()}
         return Loss(policy_loss + temperature_loss, metrics)
 
     return Objective("actor", loss, trains=("actor", "temperature"))

@@ -14,8 +14,8 @@ UNSIZED_ENCODERS = ("small", "impala_small")
 """Encoders whose trunk takes images as they come; the others resize them to ``image_size``."""
 
 
-def check_networks(config: Any) -> None:
-    """Check the settings that SAC's and BC's networks share.
+def check_shapes(config: Any) -> None:
+    """Check the settings of hidden layers and cameras, which every agent that acts has.
 
     Raises:
         ValueError: names the setting, its value and what is accepted.
@@ -23,20 +23,29 @@ def check_networks(config: Any) -> None:
     if not config.hidden_widths or min(config.hidden_widths) < 1:
         raise ValueError(f"hidden_widths is {config.hidden_widths}; at least one layer, of at least 1, is needed")
     known_activation(config.activation)
-    if not 0 < config.std_min <= config.std_max < math.inf:
-        raise ValueError(f"std_min {config.std_min} and std_max {config.std_max}: 0 < std_min <= std_max is needed")
-    if config.fixed_std is not None and not all(0 < std < math.inf for std in config.fixed_std):
-        raise ValueError(f"fixed_std is {config.fixed_std}; standard deviations are positive and finite")
     for name in ("frames", "proprioception_dim"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
     if min(config.image_size) < 1:
         raise ValueError(f"image_size is {config.image_size}; both must be at least 1 pixel")
-    if not 0 <= config.encoder_dropout < 1:
-        raise ValueError(f"encoder_dropout is {config.encoder_dropout}; it must be in [0, 1)")
     if config.crop_padding < 0:
         raise ValueError(f"crop_padding is {config.crop_padding}; it must be at least 0")
+
+
+def check_networks(config: Any) -> None:
+    """Check the settings that SAC's and BC's networks share.
+
+    Raises:
+        ValueError: names the setting, its value and what is accepted.
+    """
+    check_shapes(config)
+    if not 0 < config.std_min <= config.std_max < math.inf:
+        raise ValueError(f"std_min {config.std_min} and std_max {config.std_max}: 0 < std_min <= std_max is needed")
+    if config.fixed_std is not None and not all(0 < std < math.inf for std in config.fixed_std):
+        raise ValueError(f"fixed_std is {config.fixed_std}; standard deviations are positive and finite")
+    if not 0 <= config.encoder_dropout < 1:
+        raise ValueError(f"encoder_dropout is {config.encoder_dropout}; it must be in [0, 1)")
     if config.compat is not None and config.compat not in get_args(Compat):
         raise ValueError(f"compat is {config.compat!r}; choose 'hil_serl' or None")
     config.adam()  # its own checks
@@ -55,6 +64,8 @@ class SACConfig:
         initial_temperature: SAC's alpha at the start.
         target_entropy: H; None means -(dimension of the continuous action) / 2.
         backup_entropy: subtract temperature * log pi from the target value.
+        reward_scale: every reward is multiplied by it, before ``reward_bias`` is added.
+        bc_weight: of -log pi of the batch's actions in the policy's loss, for training without an environment; 0: none.
         reward_bias: added to every reward.
         target_update_rate: tau of the target averages.
         learning_rate: Adam's, for every network.
@@ -84,6 +95,8 @@ class SACConfig:
     initial_temperature: float = 0.01
     target_entropy: float | None = None
     backup_entropy: bool = False
+    bc_weight: float = 0.0
+    reward_scale: float = 1.0
     reward_bias: float = 0.0
     target_update_rate: float = 0.005
     learning_rate: float = 3e-4
@@ -113,10 +126,14 @@ class SACConfig:
             raise ValueError(f"critic_subsample_size is {kept}; it must be in 1..{self.critic_ensemble_size}")
         if not 0 < self.target_update_rate <= 1:
             raise ValueError(f"target_update_rate is {self.target_update_rate}; it must be in (0, 1]")
-        for name in ("target_entropy", "reward_bias"):
+        for name in ("target_entropy", "reward_bias", "reward_scale"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}; it must be a finite number")
+        if not 0 <= self.bc_weight < math.inf:
+            raise ValueError(f"bc_weight is {self.bc_weight}; it must be at least 0 and finite")
+        if self.compat and self.bc_weight:
+            raise ValueError("bc_weight with compat='hil_serl': the original has no such term; leave one out")
         if self.compat and self.weight_decay:
             raise ValueError(
                 "weight_decay with compat='hil_serl': the original would decay every parameter once for each of its "

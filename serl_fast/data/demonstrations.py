@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from serl_fast import safe_pickle
-
-Array = npt.NDArray[Any]
-Transition = dict[str, Any]
-"""``observations`` and ``next_observations`` (``state`` float32 [P] if there is one, cameras uint8 [H, W,
-C]), ``actions`` float32 [A], ``rewards`` float32, ``terminated`` bool, ``truncated`` bool, ``grasp_penalty``
-float32."""
-
-ACTION_TOLERANCE = 1e-6
-REQUIRED = ("observations", "actions", "next_observations", "rewards", "masks", "dones")
+from serl_fast.data.episodes import Dataset, DatasetError, Episode, ReadOptions
+from serl_fast.data.fill import fill_store
+from serl_fast.data.formats import open_dataset
+from serl_fast.data.pickle_writer import ListWriter, written_whole
+from serl_fast.data.transitions import ACTION_TOLERANCE, Problem, Transition, Wanted, different_shapes, parse, shapes_of
+from serl_fast.replay import ReplayStore
 
 
-class DemonstrationError(ValueError):
+class DemonstrationError(DatasetError):
     """A demonstration file that can not be used; the message names file, transition and field."""
 
 
@@ -32,14 +29,6 @@ class Appends(Protocol):
 
     def append(self, transition: Mapping[str, Any], /) -> Any:
         """Add one transition."""
-
-
-class _Problem(Exception):
-    """A field, and what is wrong with it."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 def load_demonstrations(
@@ -71,18 +60,20 @@ def load_demonstrations(
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     transitions: list[Transition] = []
-    reference, whose = like, "the environment"
+    wanted = Wanted(image_keys, action_dim=action_dim)
+    reference, whose = like and shapes_of(like), "the environment"
     for path in paths:
-        for index, raw in enumerate(_read(path)):
+        for index, raw in enumerate(read_list(path)):
             where = f"{path}, transition {index}"
             try:
-                transition = _parse(raw, image_keys, action_dim)
-                if reference is not None:
-                    _require_same_shapes(transition, reference, whose)
-            except _Problem as problem:
-                raise DemonstrationError(f"{where}, field '{problem.field}': {problem}") from None
+                transition = parse(raw, wanted)
+                different = different_shapes(shapes_of(transition), reference, whose) if reference else None
+                if different is not None:
+                    raise different
+            except Problem as problem:
+                raise DemonstrationError(f"{where}, {problem}") from None
             if reference is None:
-                reference, whose = transition, where
+                reference, whose = shapes_of(transition), where
             transitions.append(transition)
     return transitions
 
@@ -105,22 +96,78 @@ def save_demonstrations(path: str | Path, transitions: Iterable[Mapping[str, Any
     for index, transition in enumerate(transitions):
         row = _to_file(transition)
         try:
-            _parse(row, _cameras(row), None)
-        except _Problem as problem:
-            raise DemonstrationError(f"transition {index}, field '{problem.field}': {problem}") from None
+            parse(row, Wanted(_cameras(row)))
+        except Problem as problem:
+            raise DemonstrationError(f"transition {index}, {problem}") from None
         rows.append(row)
     if not rows:
         raise DemonstrationError(f"{path}: there are no transitions to save")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            pickle.dump(rows, file, protocol=4)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        writer = ListWriter(file)
+        for row in rows:
+            writer.add(row)
+        writer.end()
+
+
+def fill_with_demonstrations(
+    paths: Iterable[str | Path],
+    store: ReplayStore,
+    image_keys: Sequence[str],
+    action_dim: int | None = None,
+    *,
+    filter_key: str | None = None,
+    prepare: Callable[[Dataset], Dataset] = lambda dataset: dataset,
+) -> int:
+    """Append demonstrations of any format that ``serl_fast.data.formats`` reads, an episode at a time in memory.
+
+    Args:
+        paths: files and folders, in this order.
+        store: for transitions of the environment; the demonstrations must have its fields and shapes.
+        image_keys: cameras to read.
+        action_dim: width A that the actions must have; by default the store's.
+        filter_key: see ``ReadOptions``.
+        prepare: what every data set goes through first.
+
+    Returns:
+        How many transitions were appended.
+
+    Raises:
+        DatasetError: a file can not be read, does not fit or has actions outside [-1, 1]; see
+            :func:`serl_fast.data.fill.fill_store` for what is in the store then.
+        FileNotFoundError: a path is not there.
+    """
+    shapes = {field.name: field.row_shape for field in (*store.schema.observations, *store.schema.steps)}
+    width = shapes["actions"][0] if action_dim is None else action_dim
+    count = 0
+    for path in paths:
+        dataset = prepare(open_dataset(path, ReadOptions(image_keys=tuple(image_keys), filter_key=filter_key)))
+        dataset = replace(dataset, read=partial(_fitting, dataset, shapes, width))
+        count += fill_store(dataset, store)
+    return count
+
+
+def _fitting(dataset: Dataset, shapes: Mapping[str, tuple[int, ...]], action_dim: int) -> Iterator[Episode]:
+    """The episodes, if they are an environment's; actions beyond [-1, 1] by rounding alone are clipped."""
+    for episode in dataset.read():
+        problem = _misfit(episode, shapes, action_dim)
+        if problem is not None:
+            raise DemonstrationError(f"{dataset.path}, {episode.name}, {problem}")
+        yield replace(episode, actions=np.clip(episode.actions, -1.0, 1.0))
+
+
+def _misfit(episode: Episode, shapes: Mapping[str, tuple[int, ...]], action_dim: int) -> Problem | None:
+    """The first thing about an episode that does not fit the environment."""
+    actions = episode.actions
+    if actions.shape[1:] != (action_dim,):
+        return Problem("actions", f"has {math.prod(actions.shape[1:])} values; accepted: {action_dim}")
+    outside = np.argwhere(np.abs(actions) > np.float32(1 + ACTION_TOLERANCE))
+    if len(outside):
+        step, index = outside[0]
+        worst = f"is {actions[step, index]:g} at step {step}, index {index}"
+        return Problem("actions", f"{worst}; accepted: values in [-1, 1]")
+    given = {f"observations/{key}": value.shape[1:] for key, value in episode.observations.items()}
+    expected = {name: shape for name, shape in shapes.items() if name.startswith("observations/")}
+    return different_shapes(given, expected, "the environment")
 
 
 def demonstrations_to_store(transitions: Iterable[Mapping[str, Any]], store: Appends) -> None:
@@ -134,7 +181,13 @@ def demonstrations_to_store(transitions: Iterable[Mapping[str, Any]], store: App
         store.append(transition)
 
 
-def _read(path: str | Path) -> Sequence[Any]:
+def read_list(path: str | Path) -> list[Any]:
+    """What a file holds, which must be a list of something.
+
+    Raises:
+        DemonstrationError: it is no safe pickle of a list, or the list is empty.
+        OSError: the file cannot be opened.
+    """
     try:
         content = safe_pickle.load(path)
     except ValueError as error:
@@ -143,151 +196,7 @@ def _read(path: str | Path) -> Sequence[Any]:
         raise DemonstrationError(f"{path} holds a {type(content).__name__}; expected a list of transitions")
     if not content:
         raise DemonstrationError(f"{path} holds no transitions")
-    return content
-
-
-def _parse(raw: Any, image_keys: Sequence[str], action_dim: int | None) -> Transition:
-    if not isinstance(raw, Mapping):
-        raise _Problem("", f"is a {type(raw).__name__}; accepted: a dict with {', '.join(REQUIRED)}")
-    for key in REQUIRED:
-        if key not in raw:
-            raise _Problem(key, f"is missing; the transition has {_names(raw)}")
-    mask, done = _flag(raw["masks"], "masks"), _flag(raw["dones"], "dones")
-    transition = {
-        "observations": _observation(raw["observations"], "observations", image_keys),
-        "actions": _action(raw["actions"], action_dim),
-        "next_observations": _observation(raw["next_observations"], "next_observations", image_keys),
-        "rewards": _number(raw["rewards"], "rewards"),
-        "terminated": not mask,
-        "truncated": done and mask,
-        "grasp_penalty": _grasp_penalty(raw),
-    }
-    _require_same_observations(transition)
-    return transition
-
-
-def _observation(value: Any, name: str, image_keys: Sequence[str]) -> dict[str, Array]:
-    if not isinstance(value, Mapping):
-        value = {"state": value}
-    observation: dict[str, Array] = {}
-    if "state" in value:
-        observation["state"] = _vector(value["state"], f"{name}/state")
-    for key in image_keys:
-        if key not in value:
-            raise _Problem(f"{name}/{key}", f"is missing; the observation has {_names(value)}")
-        observation[key] = _image(value[key], f"{name}/{key}")
-    if not observation:
-        raise _Problem(name, f"has no 'state' and no image_keys are asked for; the observation has {_names(value)}")
-    return observation
-
-
-def _array(value: Any, field: str, kinds: str, accepted: str) -> Array:
-    """A numeric array; ``kinds`` are NumPy's dtype kinds."""
-    try:
-        array = np.asarray(value)
-    except ValueError:  # lists of different lengths
-        raise _Problem(field, f"is no array; accepted: {accepted}") from None
-    if array.dtype.kind not in kinds:
-        shown = type(value).__name__ if array.dtype.kind in "OUS" else str(array.dtype)
-        raise _Problem(field, f"is of type {shown}; accepted: {accepted}")
-    return array
-
-
-def _vector(value: Any, field: str) -> Array:
-    accepted = "finite numbers of shape (n,) or (1, n)"
-    array = _array(value, field, "fiu", accepted)
-    if array.ndim == 2 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim != 1 or not array.size:
-        raise _Problem(field, f"has shape {array.shape}; accepted: {accepted}")
-    with np.errstate(over="ignore"):
-        vector = array.astype(np.float32)
-    if not np.isfinite(vector).all():
-        worst = int(np.flatnonzero(~np.isfinite(vector))[0])
-        raise _Problem(field, f"is {array[worst]} at index {worst}; accepted: {accepted}")
-    return vector
-
-
-def _action(value: Any, action_dim: int | None) -> Array:
-    action = _vector(value, "actions")
-    if action_dim is not None and len(action) != action_dim:
-        raise _Problem("actions", f"has {len(action)} values; accepted: {action_dim}")
-    outside = np.abs(action) > np.float32(1 + ACTION_TOLERANCE)
-    if outside.any():
-        worst = int(np.flatnonzero(outside)[0])
-        raise _Problem("actions", f"is {action[worst]:g} at index {worst}; accepted: values in [-1, 1]")
-    return np.clip(action, -1.0, 1.0)
-
-
-def _image(value: Any, field: str) -> Array:
-    accepted = "uint8 of shape (height, width, channels) or (1, height, width, channels)"
-    array = _array(value, field, "fiub", accepted)
-    if array.dtype != np.uint8:
-        raise _Problem(field, f"has dtype {array.dtype}; accepted: {accepted}")
-    if array.ndim == 4 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim != 3 or not array.size:
-        raise _Problem(field, f"has shape {array.shape}; accepted: {accepted}")
-    if array.shape[2] not in (1, 3, 4):
-        order = "; the channels come last" if array.shape[0] in (1, 3, 4) else ""
-        raise _Problem(field, f"has shape {array.shape}; accepted: {accepted} with 1, 3 or 4 channels{order}")
-    return np.ascontiguousarray(array)
-
-
-def _number(value: Any, field: str) -> np.float32:
-    accepted = "one finite number"
-    array = _array(value, field, "fiub", accepted)
-    if array.size != 1:
-        raise _Problem(field, f"has shape {array.shape}; accepted: {accepted}")
-    with np.errstate(over="ignore"):
-        number = array.astype(np.float32).reshape(())[()]
-    if not np.isfinite(number):
-        raise _Problem(field, f"is {array.reshape(())}; accepted: {accepted}")
-    return np.float32(number)
-
-
-def _flag(value: Any, field: str) -> bool:
-    number = _number(value, field)
-    if number not in (0, 1):
-        raise _Problem(field, f"is {number:g}; accepted: 0 or 1")
-    return bool(number)
-
-
-def _grasp_penalty(raw: Mapping[str, Any]) -> np.float32:
-    if "grasp_penalty" in raw:
-        return _number(raw["grasp_penalty"], "grasp_penalty")
-    infos = raw.get("infos")
-    if isinstance(infos, Mapping) and "grasp_penalty" in infos:
-        return _number(infos["grasp_penalty"], "infos/grasp_penalty")
-    return np.float32(0.0)
-
-
-def _require_same_shapes(transition: Transition, first: Transition, where: str) -> None:
-    ours, theirs = _shapes(transition), _shapes(first)
-    for field in {**theirs, **ours}:
-        given, expected = ours.get(field), theirs.get(field)
-        if given is None:
-            raise _Problem(field, f"is missing; {where} has it, with shape {expected}")
-        if expected is None:
-            raise _Problem(field, f"has shape {given}; {where} has no such field")
-        if given != expected:
-            raise _Problem(field, f"has shape {given}; {where} has {expected}")
-
-
-def _require_same_observations(transition: Transition) -> None:
-    """``observations`` and ``next_observations`` must hold the same fields."""
-    shapes = _shapes(transition)
-    for key in {**transition["observations"], **transition["next_observations"]}:
-        now, following = shapes.get(f"observations/{key}"), shapes.get(f"next_observations/{key}")
-        if now != following:
-            raise _Problem(f"next_observations/{key}", f"has shape {following}; in observations it has {now}")
-
-
-def _shapes(transition: Transition) -> dict[str, tuple[int, ...]]:
-    shapes = {"actions": transition["actions"].shape}
-    for part in ("observations", "next_observations"):
-        shapes |= {f"{part}/{key}": array.shape for key, array in transition[part].items()}
-    return shapes
+    return list(content)
 
 
 def _to_file(transition: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,7 +215,3 @@ def _to_file(transition: Mapping[str, Any]) -> dict[str, Any]:
 def _cameras(row: Mapping[str, Any]) -> list[str]:
     observations = row.get("observations")
     return [key for key in observations if key != "state"] if isinstance(observations, Mapping) else []
-
-
-def _names(mapping: Mapping[Any, Any]) -> str:
-    return ", ".join(repr(key) for key in mapping) or "nothing"

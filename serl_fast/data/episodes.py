@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ class Episode:
             [T + 1, P] where there is one, and cameras uint8 [T + 1, H, W, C].
         actions: float32 [T, A], in the units of the file.
         rewards: float32 [T].
-        terminated: bool [T], the task ended there: no value follows.
-        truncated: bool [T], the episode was cut there, by a time limit for example.
+        terminated: bool [T], the task ended there: no value follows. Only the last step may have it.
+        truncated: bool [T], the episode was cut there, by a time limit for example. Only the last step may have it.
         extras: further values of every step by name, [T, ...]: ``grasp_penalty``, ``labels``, ``infos/qpos`` and so on.
         name: of the episode in its file, for messages: ``data/demo_7``.
         attributes: plain values of the whole episode, as JSON takes them: seed, task, split.
@@ -98,7 +98,7 @@ class Dataset:
                 check_episode(episode, first)
             except DatasetError as error:
                 raise DatasetError(f"{self.path}, {episode.name}: {error}") from None
-            first = first or episode
+            first = first or first_step(episode)
             yield episode
 
 
@@ -112,45 +112,73 @@ def check_episode(episode: Episode, like: Episode | None = None) -> None:
     Raises:
         DatasetError: the message names the field, and the step where a value is at fault.
     """
+    for problem in episode_problems(episode, like):
+        raise DatasetError(problem)
+
+
+def episode_problems(episode: Episode, like: Episode | None = None) -> Iterator[str]:
+    """All that :func:`check_episode` would raise, one message after the other."""
     steps = len(episode.actions)
     if not steps:
-        raise DatasetError("there are no steps; an episode has at least one")
+        yield "there are no steps; an episode has at least one"
     if not episode.observations:
-        raise DatasetError("there are no observations; a state or a camera is needed")
-    for name, value in _fields(episode).items():
-        rows = steps + 1 if name.startswith("observations/") else steps
-        if value.shape[:1] != (rows,):
-            raise DatasetError(f"field '{name}' has shape {value.shape}; with {steps} actions it takes ({rows}, ...)")
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            row = int(np.flatnonzero(~np.isfinite(value.reshape(rows, -1)).all(1))[0])
-            raise DatasetError(f"field '{name}' is not finite at step {row}; accepted: finite numbers")
-        if value.dtype.kind not in "fiub":
-            raise DatasetError(f"field '{name}' is {value.dtype}; accepted: numbers and bool")
-    for name, kind, dimensions in (("actions", "f", 2), ("rewards", "f", 1), ("terminated", "b", 1),
-                                   ("truncated", "b", 1)):  # fmt: skip
-        value = getattr(episode, name)
-        if value.dtype.kind != kind or value.ndim != dimensions:
-            wanted = f"{'bool' if kind == 'b' else 'float32'} with {dimensions} axes"
-            raise DatasetError(f"field '{name}' is {value.dtype} {value.shape}; accepted: {wanted}")
-    for key, value in episode.observations.items():
-        accepted = "float32 [T + 1, P]" if key == "state" else "uint8 [T + 1, H, W, C]"
-        if (value.dtype.kind, value.ndim) != (("f", 2) if key == "state" else ("u", 4)):
-            raise DatasetError(f"field 'observations/{key}' is {value.dtype} {value.shape}; accepted: {accepted}")
+        yield "there are no observations; a state or a camera is needed"
+    wrong = False
+    for name, value in fields_of(episode).items():
+        problem = _problem(name, value, steps + 1 if name.startswith("observations/") else steps)
+        if problem:
+            wrong = True
+            yield problem
+    if not steps or wrong:
+        return  # the rest could not be looked at
+    early = np.flatnonzero((episode.terminated | episode.truncated)[:-1])
+    if early.size:
+        more = steps - 1 - early[0]
+        yield f"it ends at step {early[0]}, and {more} more follow; an end is the last step of an episode"
     if like is None:
         return
-    ours, theirs = _fields(episode), _fields(like)
+    ours, theirs = fields_of(episode), fields_of(like)
     for name in {**theirs, **ours}:
         if name not in ours or name not in theirs:
-            raise DatasetError(f"field '{name}' is only in {(episode if name in ours else like).name}; all need it")
+            yield f"field '{name}' is only in {(episode if name in ours else like).name}; all need it"
+            continue
         given, expected = ours[name], theirs[name]
         if (given.shape[1:], given.dtype) != (expected.shape[1:], expected.dtype):
-            raise DatasetError(
+            yield (
                 f"field '{name}' is {given.dtype} {given.shape[1:]} per step; {like.name} has {expected.dtype} "
                 f"{expected.shape[1:]}"
             )
 
 
-def _fields(episode: Episode) -> dict[str, Array]:
+def _problem(name: str, value: Array, rows: int) -> str | None:
+    """What is wrong with a field by itself."""
+    if value.shape[:1] != (rows,):
+        steps = rows - name.startswith("observations/")
+        return f"field '{name}' has shape {value.shape}; with {steps} actions it takes ({rows}, ...)"
+    kind, dimensions, accepted = _FORMS.get(name, ("fiub", None, "numbers and bool"))
+    if name.startswith("observations/"):
+        kind, dimensions, accepted = _STATE if name == "observations/state" else _CAMERA
+    if value.dtype.kind not in kind or dimensions not in (None, value.ndim):
+        return f"field '{name}' is {value.dtype} {value.shape}; accepted: {accepted}"
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        bad = np.flatnonzero(~np.isfinite(value.reshape(rows, -1)).all(1))
+        more = f", and at {len(bad) - 1} more" if len(bad) > 1 else ""
+        return f"field '{name}' is not finite at step {bad[0]}{more}; accepted: finite numbers"
+    return None
+
+
+_STATE = ("f", 2, "float32 [T + 1, P]")
+_CAMERA = ("u", 4, "uint8 [T + 1, H, W, C]")
+_FORMS = {
+    "actions": ("f", 2, "float32 [T, A]"),
+    "rewards": ("f", 1, "float32 [T]"),
+    "terminated": ("b", 1, "bool [T]"),
+    "truncated": ("b", 1, "bool [T]"),
+}
+
+
+def fields_of(episode: Episode) -> dict[str, Array]:
+    """All arrays by name: ``observations/state``, ``actions``, ``extras/labels`` and so on."""
     return (
         {f"observations/{key}": value for key, value in episode.observations.items()}
         | {name: getattr(episode, name) for name in ("actions", "rewards", "terminated", "truncated")}
@@ -175,3 +203,13 @@ def columns_of(episode: Episode, extras: Sequence[str] = ()) -> dict[str, Any]:
         "truncated": episode.truncated,
         **{name: episode.extras[name] if name in episode.extras else zeros[name] for name in extras},
     }
+
+
+def first_step(episode: Episode) -> Episode:
+    """A copy of the first step: all that others are compared with, without holding on to the rest."""
+    return replace(
+        episode,
+        observations={key: value[:2].copy() for key, value in episode.observations.items()},
+        **{name: getattr(episode, name)[:1].copy() for name in _FORMS},
+        extras={key: value[:1].copy() for key, value in episode.extras.items()},
+    )

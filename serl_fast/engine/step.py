@@ -211,6 +211,7 @@ def build_step(agent: Agent, adam: dict[str, AdamState], options: StepOptions, *
             take_steps(gradients, metrics, verdict.take if verdict else None)
         return verdict
 
+    targets = [target for target in agent.targets if with_actor or not target.with_actor]
     minimise = minimise_by_objectives if agent.optimize == "objectives" else minimise_by_networks
 
     def step(prepared: Batch, noise: Noise, given: dict[str, Any]) -> dict[str, Tensor]:
@@ -218,7 +219,7 @@ def build_step(agent: Agent, adam: dict[str, AdamState], options: StepOptions, *
         verdict = minimise(prepared, noise, metrics)
         take = verdict.take if verdict else None
         with torch.no_grad():
-            average_targets(networks, agent.targets, take)
+            average_targets(networks, targets, take)
             if guard and verdict:
                 guard.settle(verdict, given, with_actor=with_actor)
                 metrics.update(guard.metrics())

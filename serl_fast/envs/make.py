@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from serl_fast.envs.classifier_reward import ClassifierReward, Judge
 from serl_fast.envs.setup_modes import ARM_DIM, SetupMode
 
 Operator = Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]
@@ -25,6 +26,8 @@ def make_env(
     operator: Operator | None = None,
     render_mode: str | None = None,
     image_size: int | None = None,
+    judge: Judge | None = None,
+    rescale: bool = False,
 ) -> gymnasium.Env[Any, Any]:
     """Build ``env_id`` and adapt it.
 
@@ -36,6 +39,9 @@ def make_env(
         operator: wraps the bare environment with a human or scripted operator, who sets ``info["intervene_action"]``.
         render_mode: as in gymnasium, for environments that take it.
         image_size: height and width of camera images, px, for environments that take it; None leaves it to them.
+        judge: gives reward and ends episodes in the environment's place. Cameras that only the judge looks at are
+            passed on as ``classifier_keys`` to environments whose constructor takes them, else as ``image_keys``.
+        rescale: where there is no setup mode, actions are in [-1, 1] whatever range the environment has.
 
     Returns:
         An environment whose observations are a flat dict: ``state`` float32 [P] and each camera uint8 [H, W, C].
@@ -44,16 +50,20 @@ def make_env(
         ValueError: unknown id, a missing camera, an action space of another width, or an environment that takes no
             image_size though one is given.
     """
-    env = _build(env_id, image_keys, render_mode, image_size)
+    shown = tuple(dict.fromkeys((*image_keys, *judge.image_keys))) if judge else tuple(image_keys)
+    env = _build(env_id, image_keys, shown, render_mode, image_size)
     held = setup_mode is not None and _holds_gripper(env, env_id, setup_mode)
     arms = setup_mode.arms if setup_mode else 0
     if held:
         env = HeldGripper(env, arms)
+    if rescale and setup_mode is None:
+        env = _rescaled(env, env_id)
     if operator is not None:
         env = _with_operator(env, operator)
     if held:
         env = WithoutGripper(env, arms)
-    return FlatObservations(env, image_keys)
+    flat = FlatObservations(env, shown)
+    return flat if judge is None else ClassifierReward(flat, judge, image_keys)
 
 
 OPERATORS = {"scripted": "serl_robots.operators:ScriptedOperator"}
@@ -79,7 +89,7 @@ def load_operator(name: str) -> Operator | None:
 
 
 def _build(
-    env_id: str, image_keys: Sequence[str], render_mode: str | None, image_size: int | None
+    env_id: str, image_keys: Sequence[str], shown: Sequence[str], render_mode: str | None, image_size: int | None
 ) -> gymnasium.Env[Any, Any]:
     kwargs: dict[str, Any] = {}
     module, _, name = env_id.rpartition(":")
@@ -89,8 +99,11 @@ def _build(
         if module and name not in gymnasium.registry and importlib.util.find_spec(module):
             importlib.import_module(module)
         accepted = _parameters(gymnasium.spec(name))
-        if image_keys and "image_keys" in accepted:
-            kwargs["image_keys"] = tuple(image_keys)
+        apart = "classifier_keys" in accepted
+        cameras = {"image_keys": image_keys if apart else shown}
+        if apart:
+            cameras["classifier_keys"] = [key for key in shown if key not in image_keys]
+        kwargs |= {argument: tuple(keys) for argument, keys in cameras.items() if keys and argument in accepted}
         if render_mode and "render_mode" in accepted:
             kwargs["render_mode"] = render_mode
         if image_size is not None:
@@ -143,6 +156,16 @@ def _holds_gripper(env: gymnasium.Env[Any, Any], env_id: str, mode: SetupMode) -
         f"{env_id} takes actions of width {width}; setup mode {mode.name!r} needs {mode.action_dim}"
         + ("" if mode.learned_gripper else f" (or {(ARM_DIM + 1) * mode.arms}, gripper held still)")
     )
+
+
+def _rescaled(env: gymnasium.Env[Any, Any], env_id: str) -> gymnasium.Env[Any, Any]:
+    """Actions in [-1, 1] whatever range the environment has."""
+    space = env.action_space
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1 or not space.is_bounded():
+        raise ValueError(f"{env_id} has action space {space}; a bounded Box of one axis is needed")
+    if np.all(space.low == -1) and np.all(space.high == 1):
+        return env
+    return gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
 
 
 class HeldGripper(gymnasium.ActionWrapper[Any, Any, Any]):

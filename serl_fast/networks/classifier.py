@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from serl_fast.networks.encoder import make_encoder
 from serl_fast.networks.mlp import MLP, at_least_float32
-from serl_fast.networks.resnet10 import truncated_normal_
+from serl_fast.networks.resnet10 import resize_images, truncated_normal_
+
+FIXED_SIZE_TRUNKS = ("small", "impala_small")
 
 
 class RewardClassifier(nn.Module):
@@ -33,12 +35,13 @@ class RewardClassifier(nn.Module):
         pooling: see ``make_encoder``.
         frames: stacked frames T per camera.
         threshold: the probability from which :meth:`predict_success` says success.
+        success_class: with several classes, the one that means success; None where :meth:`predict_success` is told.
 
     Attributes:
         settings: the plain values that build it again: ``RewardClassifier(**settings)``.
 
     Raises:
-        ValueError: no camera, no class, or a threshold outside (0, 1).
+        ValueError: no camera, no class, a threshold outside (0, 1), or a ``success_class`` that there is not.
 
     Source: ``serl_launcher/networks/reward_classifier.py`` of HIL-SERL.
     """
@@ -57,14 +60,16 @@ class RewardClassifier(nn.Module):
         pooling: str | None = None,
         frames: int = 1,
         threshold: float = 0.5,
+        success_class: int | None = None,
     ) -> None:
         super().__init__()
         if not image_keys:
             raise ValueError("image_keys is empty; a reward classifier looks at one camera at least")
         if classes < 1:
             raise ValueError(f"classes is {classes}; choose 1 (success or failure), or the number of classes")
-        _check_threshold(threshold)
-        self.image_keys, self.classes, self.threshold = tuple(image_keys), classes, threshold
+        if success_class is not None and (classes == 1 or not 0 <= success_class < classes):
+            raise ValueError(f"success_class is {success_class}; this classifier has {classes} class(es)")
+        self.image_keys, self.classes, self.success_class = tuple(image_keys), classes, success_class
         self.settings: dict[str, Any] = {
             "image_keys": list(image_keys),
             "classes": classes,
@@ -75,8 +80,9 @@ class RewardClassifier(nn.Module):
             "bottleneck": bottleneck,
             "pooling": pooling,
             "frames": frames,
-            "threshold": threshold,
+            "success_class": success_class,
         }
+        self.threshold = threshold
         self.encoder = make_encoder(
             image_keys,
             0,
@@ -93,6 +99,16 @@ class RewardClassifier(nn.Module):
             assert isinstance(layer, nn.Linear)
             truncated_normal_(layer.weight, fan_in=layer.in_features)
         nn.init.zeros_(self.head.bias)
+
+    @property
+    def threshold(self) -> float:
+        """The probability from which :meth:`predict_success` says success; may be set, in (0, 1)."""
+        return float(self.settings["threshold"])
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        _check_threshold(value)
+        self.settings["threshold"] = value
 
     def forward(
         self, observations: dict[str, Tensor], dropout: Tensor | None = None, hidden_dropout: Tensor | None = None
@@ -116,12 +132,12 @@ class RewardClassifier(nn.Module):
         """Probability of success, float [B], or of every class, float [B, classes], without dropout.
 
         Args:
-            observations: for each camera uint8 images [B, (T,) H, W, 3], arrays or tensors on any device; other
-                entries are ignored.
+            observations: for each camera uint8 images [B, (T,) H, W, 3], arrays or tensors on any device, which are
+                resized to ``image_size`` where the trunk takes no other; other entries are ignored.
         """
         device = self.head.weight.device
         images = {key: torch.as_tensor(self._camera(observations, key), device=device) for key in self.image_keys}
-        logits = self(images).float()
+        logits = self({key: self._sized(image) for key, image in images.items()}).float()
         return torch.sigmoid(logits.squeeze(-1)) if self.classes == 1 else torch.softmax(logits, dim=-1)
 
     def predict_success(
@@ -136,7 +152,7 @@ class RewardClassifier(nn.Module):
             observation: for each camera ONE uint8 image [H, W, 3], with or without axes of 1 before it (batch,
                 time); with stacked frames [T, H, W, 3].
             threshold: in place of the classifier's own, in (0, 1).
-            success_class: with several classes, the one that means success.
+            success_class: in place of the classifier's own.
 
         Returns:
             The probability of success, and whether it reaches the threshold.
@@ -146,6 +162,7 @@ class RewardClassifier(nn.Module):
         """
         if threshold is not None:
             _check_threshold(threshold)
+        success_class = self.success_class if success_class is None else success_class
         if (success_class is None) != (self.classes == 1):
             raise ValueError(f"success_class is {success_class}; this classifier has {self.classes} class(es)")
         single = {key: self._single(self._camera(observation, key), key) for key in self.image_keys}
@@ -157,6 +174,15 @@ class RewardClassifier(nn.Module):
         if key not in observations:
             raise ValueError(f"observation {key!r} is missing; the observation holds {sorted(observations)}")
         return observations[key]
+
+    def _sized(self, images: Tensor) -> Tensor:
+        """Images in the size of a trunk that takes no other; a ResNet resizes by itself."""
+        size = tuple(self.settings["image_size"])
+        fixed = self.settings["encoder"] in FIXED_SIZE_TRUNKS
+        if not fixed or images.dtype != torch.uint8 or tuple(images.shape[-3:-1]) == size:
+            return images
+        resized = resize_images(images.flatten(0, -4), size).round().clamp(0, 255).to(torch.uint8)
+        return resized.permute(0, 2, 3, 1).reshape(*images.shape[:-3], *size, 3)
 
     def _single(self, image: Tensor | np.ndarray, key: str) -> Tensor | np.ndarray:
         """The image of one observation as [1, T, H, W, 3]."""

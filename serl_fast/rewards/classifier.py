@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from serl_fast.core import AdamConfig, Agent, Batch, Loss, Noise, Objective
+from serl_fast.kernels.color_jitter import color_jitter
 from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.classifier import RewardClassifier
 from serl_fast.networks.encoder import dropout_mask
@@ -35,6 +36,9 @@ class ClassifierConfig:
         crop_padding: pixels of edge padding of the random crop; 0 for no crop.
         learning_rate: Adam's.
         threshold: the probability from which ``predict_success`` says success.
+        color_jitter: brightness, contrast and saturation are multiplied by factors from 1 - this to 1 + this, each
+            camera's own; in [0, 1), 0 for none. HIL-SERL has none.
+        success_class: of several classes, the one that means success; None: ``predict_success`` is told.
     """
 
     classes: int = 1
@@ -48,9 +52,11 @@ class ClassifierConfig:
     crop_padding: int = 4
     learning_rate: float = 1e-4
     threshold: float = 0.5
+    color_jitter: float = 0.0
+    success_class: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("dropout", "encoder_dropout"):
+        for name in ("dropout", "encoder_dropout", "color_jitter"):
             rate = getattr(self, name)
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} is {rate}; it must be in [0, 1)")
@@ -87,6 +93,7 @@ def reward_classifier(
         image_size=config.image_size,
         frames=config.frames,
         threshold=config.threshold,
+        success_class=config.success_class,
     )
     return Agent(
         networks=nn.ModuleDict({"classifier": classifier}),
@@ -100,6 +107,15 @@ def reward_classifier(
             "config": dataclasses.asdict(config),
         },
     )
+
+
+def with_threshold(agent: Agent, threshold: float) -> Agent:
+    """The agent with another threshold, in its classifier and in its settings."""
+    classifier = agent.networks["classifier"]
+    assert isinstance(classifier, RewardClassifier)
+    classifier.threshold = threshold
+    config = {**agent.settings["config"], "threshold": threshold}
+    return dataclasses.replace(agent, settings={**agent.settings, "config": config})
 
 
 def objective(config: ClassifierConfig) -> Objective:
@@ -153,7 +169,7 @@ def check_labels(labels: Tensor, classes: int = 1) -> None:
 def noise_source(
     config: ClassifierConfig, classifier: RewardClassifier
 ) -> Callable[[torch.Generator, int, torch.device], Noise]:
-    """A function that draws all random numbers of one update: ``crop``, ``dropout`` and ``hidden_dropout``."""
+    """A function that draws the random numbers of one update: ``crop``, ``dropout``, ``hidden_dropout``, ``jitter``."""
 
     def draw(generator: torch.Generator, batch_size: int, device: torch.device) -> Noise:
         def mask(rate: float, *shape: int) -> Tensor:
@@ -167,6 +183,10 @@ def noise_source(
             noise["dropout"] = mask(config.encoder_dropout, *classifier.encoder.dropout_shape)
         if config.dropout:
             noise["hidden_dropout"] = mask(config.dropout, config.hidden)
+        if config.color_jitter:
+            shape = (batch_size, len(classifier.image_keys), 3)
+            uniform = torch.rand(shape, generator=generator, device=device)
+            noise["jitter"] = 1.0 + config.color_jitter * (2.0 * uniform - 1.0)
         return noise
 
     return draw
@@ -175,10 +195,13 @@ def noise_source(
 def image_preparation(
     config: ClassifierConfig, image_keys: Sequence[str]
 ) -> Callable[[nn.ModuleDict, Batch, Noise], Batch]:
-    """Crop every camera at random, the same offsets for all cameras of a sample, and run a frozen trunk once."""
+    """Jitter colours, crop at random (the same offsets for all cameras of a sample), and run a frozen trunk once."""
 
     def prepare(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Batch:
         observations = dict(batch["observations"])
+        if config.color_jitter:
+            for key, factors in zip(image_keys, noise["jitter"].unbind(1), strict=True):
+                observations[key] = color_jitter(observations[key], factors)
         if config.crop_padding:
             for key in image_keys:
                 observations[key] = random_crop(observations[key], noise["crop"], config.crop_padding)

@@ -77,6 +77,22 @@ def test_actor_and_temperature_losses_by_hand():
     assert loss.metrics["temperature_loss"].item() == pytest.approx(0.5 * (-LOG_PROB_AT_ZERO + 0.5), rel=1e-6)
 
 
+def test_imitation_term_by_hand():
+    """bc_weight * -log pi(a_data|s) is added, of the continuous part; at ±1 it is finite."""
+    batch = toy_batch()
+    networks = toy_networks()
+    plain = actor_objective(SACConfig(), 1).loss(networks, batch, NOISE)
+    found = actor_objective(SACConfig(bc_weight=0.5), 1, lambda actions: 0 * actions + 1).loss(networks, batch, NOISE)
+    fitted = networks["actor"](networks["encoder"](batch["observations"]))
+    expected = -fitted.log_prob(torch.full_like(fitted.mean, 0.99999899)).mean()
+    assert found.metrics["bc_loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert (found.value - plain.value).item() == pytest.approx(0.5 * expected.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="bc_weight is -1"):
+        SACConfig(bc_weight=-1.0)
+    with pytest.raises(ValueError, match="bc_weight with compat='hil_serl'"):
+        SACConfig(bc_weight=1.0, compat="hil_serl")
+
+
 def test_grasp_critic_is_double_dqn_and_alone_sees_the_penalty():
     batch = toy_batch() | {"actions": torch.tensor([[0, 0, 0, 0, 0, 0, 1.0], [0, 0, 0, 0, 0, 0, -1.0]])}
     loss = grasp_critic_objective(1).loss(toy_networks(), batch, NOISE)

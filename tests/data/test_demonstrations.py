@@ -13,9 +13,12 @@ import pytest
 from serl_fast.data.demonstrations import (
     DemonstrationError,
     demonstrations_to_store,
+    fill_with_demonstrations,
     load_demonstrations,
     save_demonstrations,
 )
+from serl_fast.data.formats import open_dataset, write_dataset
+from serl_fast.replay import ReplayStore
 
 CAMERAS = ("front", "wrist_1")
 
@@ -321,3 +324,70 @@ def test_to_store() -> None:
     rows = [transition(0), transition(1)]
     demonstrations_to_store(rows, store)
     assert store.rows == rows
+
+
+ENVIRONMENT = {
+    "observations": {"state": np.zeros(5, np.float32), "front": image(0)},
+    "next_observations": {"state": np.zeros(5, np.float32), "front": image(0)},
+    **{"actions": np.zeros(7, np.float32), "rewards": 0.0, "terminated": False, "truncated": False},
+    "grasp_penalty": np.float32(0),
+}
+
+
+def environment_store(capacity: int = 20) -> ReplayStore:
+    return ReplayStore.from_example(ENVIRONMENT, capacity)
+
+
+def test_every_format_fills_an_environments_store_alike(file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    write(file, [transition(0), transition(1, last=True), transition(5), transition(6, last=True)])
+    write_dataset(tmp_path / "demo.hdf5", open_dataset(file), "robomimic")
+    by_hand = environment_store()
+    demonstrations_to_store(load_demonstrations(file, ["front"]), by_hand)
+    for path in (file, tmp_path / "demo.hdf5"):
+        store = environment_store()
+        assert fill_with_demonstrations([path, path], store, ["front"]) == 8
+        ours, theirs = store.batch_at([0, 1, 2, 3]), by_hand.batch_at([0, 1, 2, 3])
+        for key in ("state", "front"):
+            assert np.array_equal(ours["next_observations"][key], theirs["next_observations"][key])
+        for key in ("actions", "rewards", "terminated", "truncated", "grasp_penalty"):
+            assert np.array_equal(ours[key], theirs[key])
+        assert [len(one) for one in store.episodes()] == [2, 2, 2, 2]
+
+
+UNFIT: dict[str, tuple[dict[str, Any], str]] = {
+    "range": (
+        {"actions": np.array([0, 0, -1.5, 0, 0, 0, 0])},
+        r"'actions': is -1\.5 at step 0, index 2; accepted: values in",
+    ),
+    "width": ({"actions": np.zeros(6)}, r"'actions': has 6 values; accepted: 7"),
+    "state": (
+        {part: {"state": np.zeros(4), "front": image(0)} for part in ("observations", "next_observations")},
+        r"'observations/state': has shape \(4,\); the environment has \(5,\)",
+    ),
+    "no state": (
+        {part: {"front": image(0)} for part in ("observations", "next_observations")},
+        r"'observations/state': is missing; the environment has it, with shape \(5,\)",
+    ),
+    "size": (
+        {part: {"state": np.zeros(5), "front": image(0, 9)} for part in ("observations", "next_observations")},
+        r"'observations/front': has shape \(9, 9, 3\); the environment has \(8, 8, 3\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_does_not_fit_the_environment_is_named(name: str, file: Path) -> None:
+    changes, message = UNFIT[name]
+    write(file, [transition(0, **changes)])
+    store = environment_store()
+    with pytest.raises(DemonstrationError, match=rf"demo\.pkl, transition 0, field {message}"):
+        fill_with_demonstrations([file], store, ["front"])
+    assert len(store) == 0
+
+
+def test_actions_beyond_the_range_by_rounding_are_clipped(file: Path) -> None:
+    write(file, [transition(0, actions=np.full(7, 1 + 1e-7))])
+    store = environment_store()
+    fill_with_demonstrations([file], store, ["front"])
+    assert store.batch_at([0])["actions"].max() == 1.0

@@ -131,3 +131,25 @@ def test_misuse_of_operators_and_action_bounds_are_named(toy_arm):
         make_env("Pendulum-v1", setup_mode=SETUP_MODES["single-arm-fixed-gripper"])
     with pytest.raises(ValueError, match="action space Discrete"):
         make_env("CartPole-v1", setup_mode=SETUP_MODES["single-arm-fixed-gripper"])
+
+
+class Wide(Fixed):
+    """Takes one action from -2 to 6."""
+
+    def __init__(self):
+        super().__init__(box(1), np.zeros(1))
+        self.action_space = spaces.Box(-2.0, 6.0, (1,), np.float32)
+
+
+def test_actions_of_another_range_are_scaled_where_that_is_asked_for():
+    if "toy/Wide-v0" not in gymnasium.registry:
+        gymnasium.register("toy/Wide-v0", entry_point=Wide)
+    env = make_env("toy/Wide-v0", rescale=True)
+    assert (env.action_space.low, env.action_space.high) == (-1, 1)
+    env.reset()
+    for action, executed in ((-1, -2), (0, 2), (1, 6)):
+        env.step(np.array([action], np.float32))
+        assert env.unwrapped.executed == pytest.approx(executed)
+    assert make_env("toy/Wide-v0").action_space.high == 6
+    with pytest.raises(ValueError, match="a bounded Box of one axis is needed"):
+        make_env("CartPole-v1", rescale=True)

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from serl_fast.agents.bc import BCConfig, bc
+from serl_fast.agents.calql import CalQLConfig, calql
+from serl_fast.agents.cql import CQLConfig, cql
 from serl_fast.agents.drq import drq
 from serl_fast.agents.hybrid_sac import hybrid_sac
+from serl_fast.agents.iql import IQLConfig, iql
+from serl_fast.agents.rebrac import ReBRACConfig, rebrac
 from serl_fast.agents.sac import sac
 from serl_fast.agents.sac_config import SACConfig
+from serl_fast.agents.td3bc import TD3BCConfig, td3bc
 from serl_fast.core import Agent, Batch
 from serl_fast.engine import Engine, EngineConfig
 from serl_fast.rewards.classifier import ClassifierConfig, reward_classifier
@@ -100,6 +105,13 @@ CASES = {
     ),
     "bc": Case(lambda: bc(STATE, 6, CAMERAS, BCConfig(**HIDDEN, **SMALL_CNN)), 6, True, 5, 1),
     "bc, squashed": Case(lambda: bc(STATE, 6, (), BCConfig(**HIDDEN, squash=True)), 6, False, 20, 1),
+    "iql": Case(lambda: iql(STATE, 6, (), IQLConfig(**HIDDEN, dropout=0.1)), updates=50),
+    "td3bc": Case(lambda: td3bc(STATE, 6, (), TD3BCConfig(**HIDDEN)), updates=50),
+    "rebrac, pixels": Case(
+        lambda: rebrac(STATE, 6, CAMERAS, ReBRACConfig(**HIDDEN), trunk=FrozenTrunk()), cameras=True, updates=10
+    ),
+    "cql": Case(lambda: cql(STATE, 6, (), CQLConfig(**HIDDEN, max_target_backup=True, target_gap=0.8))),
+    "calql": Case(lambda: calql(STATE, 6, (), CalQLConfig(**HIDDEN, alpha=5.0)), updates=50),
     "classifier": Case(lambda: reward_classifier(CAMERAS, ClassifierConfig(hidden=32, **SMALL_CNN)), 6, True, 5, 1),
     "classifier of 3": Case(
         lambda: reward_classifier(CAMERAS, ClassifierConfig(classes=3, hidden=32), trunk=FrozenTrunk()), 6, True, 5, 1
@@ -132,7 +144,7 @@ def batches(case: Case, count: int) -> Iterator[Batch]:
         return observation
 
     for _ in range(count):
-        yield {
+        batch = {
             "observations": observe(),
             "next_observations": observe(),
             "actions": torch.tanh(normal(size, case.action_dim)),
@@ -141,6 +153,8 @@ def batches(case: Case, count: int) -> Iterator[Batch]:
             "grasp_penalty": -0.02 * (normal(size) > 0).float(),
             "labels": torch.randint(2, (size,), generator=generator),
         }
+        # Without a draw: the batches of the agents that came first stay as they were.
+        yield {**batch, "next_actions": batch["actions"].roll(1, 0), "mc_returns": batch["rewards"] + 1}
 
 
 def train(

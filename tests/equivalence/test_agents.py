@@ -2,7 +2,7 @@
 
 What is one graph, and computes the same, is decided before the compiler proper sees it: every agent is traced and its
 graph run operation by operation, which takes seconds and must agree to the bit. The compiler takes a minute for an
-agent and is asked for some; for the others with ``-m slow``.
+agent and is asked for some; for the others with ``-m slow`` or, the offline algorithms, ``-m nightly``.
 """
 
 import pytest
@@ -13,6 +13,7 @@ from tests import tracing
 from tests.equivalence.agents import CASES, distance, train
 
 COMPILED = ("hybrid", "pixels, ResNet-10", "vice")
+NIGHTLY = ("iql", "td3bc", "rebrac, pixels", "cql", "calql")
 
 # Distances of networks as in `distance`: relative to how far training moved them. Both executions are float32 and
 # differ in the order of sums; Adam turns the rounding of near-zero gradients into steps of up to the learning rate.
@@ -52,9 +53,13 @@ def test_the_step_is_one_graph_and_the_same_to_the_bit(name, trace_only):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in COMPILED else pytest.mark.slow) for name in CASES]
-)
+def marks_of(name):
+    if name in NIGHTLY:
+        return [pytest.mark.nightly]
+    return [] if name in COMPILED else [pytest.mark.slow]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in CASES])
 def test_compiled_equals_eager(name):
     case = CASES[name]
     eager, eager_metrics = train(case)

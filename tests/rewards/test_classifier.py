@@ -8,8 +8,15 @@ import torch
 from torch import nn
 
 from serl_fast.engine import Engine
+from serl_fast.kernels.color_jitter import color_jitter
 from serl_fast.networks.classifier import RewardClassifier
-from serl_fast.rewards.classifier import ClassifierConfig, check_labels, objective, reward_classifier
+from serl_fast.rewards.classifier import (
+    ClassifierConfig,
+    check_labels,
+    objective,
+    reward_classifier,
+    with_threshold,
+)
 
 SMALL = {"encoder": "small", "image_size": (32, 32)}
 CAMERAS = ("front", "left/wrist")
@@ -135,6 +142,55 @@ def test_several_classes():
         RewardClassifier(["front"], **SMALL).predict_success(observation, success_class=0)
 
 
+def test_the_class_that_means_success_may_be_settled():
+    classifier = RewardClassifier(["front"], classes=3, success_class=1, **SMALL)
+    observation = {"front": images()["front"][0]}
+    settled = classifier.predict_success(observation)
+    assert settled == classifier.predict_success(observation, success_class=1)
+    assert settled != classifier.predict_success(observation, success_class=0)
+    for classes, wrong in ((3, 3), (3, -1), (1, 0)):
+        with pytest.raises(ValueError, match=f"success_class is {wrong}; this classifier has {classes} class"):
+            RewardClassifier(["front"], classes=classes, success_class=wrong, **SMALL)
+
+
+@pytest.mark.parametrize("encoder", ["small", "impala_small", "resnet"])
+def test_images_of_another_size_are_resized(encoder):
+    classifier = RewardClassifier(["front"], encoder=encoder, image_size=(32, 40))
+    given = torch.randint(256, (2, 60, 80, 3), dtype=torch.uint8)
+    resized = torch.nn.functional.interpolate(
+        given.permute(0, 3, 1, 2).float(), (32, 40), mode="bilinear", antialias=True
+    )
+    fitting = resized.round().to(torch.uint8).permute(0, 2, 3, 1)
+    found, expected = (classifier.probabilities({"front": each}) for each in (given, fitting))
+    # A ResNet does not round what it has resized.
+    assert torch.allclose(found, expected, atol=1e-6 if encoder != "resnet" else 0.02)
+
+
+def test_the_threshold_is_part_of_the_settings():
+    agent = with_threshold(reward_classifier(["front"], ClassifierConfig(**SMALL)), 0.8)
+    classifier = agent.networks["classifier"]
+    assert agent.settings["config"]["threshold"] == classifier.settings["threshold"] == classifier.threshold == 0.8
+    with pytest.raises(ValueError, match=r"threshold is 1\.5"):
+        classifier.threshold = 1.5
+
+
+def test_training_images_are_jittered_and_cropped():
+    config = ClassifierConfig(color_jitter=0.3, crop_padding=0, **SMALL)
+    agent = reward_classifier(CAMERAS, config)
+    noise = agent.draw_noise(torch.Generator().manual_seed(0), 500, torch.device("cpu"))
+    assert noise["jitter"].shape == (500, 2, 3)
+    assert noise["jitter"].min() < 0.71
+    assert noise["jitter"].max() > 1.29
+    assert (noise["jitter"] - 1).abs().max() <= 0.3
+    batch = {"observations": images(3), "labels": torch.tensor([0, 1, 1])}
+    noise = {"jitter": noise["jitter"][:3]}
+    prepared = agent.prepare(agent.networks, batch, noise)["observations"]
+    for camera, key in enumerate(CAMERAS):
+        assert torch.equal(prepared[key], color_jitter(batch["observations"][key], noise["jitter"][:, camera]))
+    plain = reward_classifier(CAMERAS, ClassifierConfig(**SMALL))
+    assert "jitter" not in plain.draw_noise(torch.Generator(), 3, torch.device("cpu"))
+
+
 def test_stacked_frames_are_one_observation():
     classifier = RewardClassifier(["front"], **SMALL, frames=2)
     stack = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8)
@@ -198,6 +254,7 @@ def test_it_learns_to_tell_colours(classes):
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"encoder_dropout": -1.0}, "encoder_dropout is -1.0"),
         ({"crop_padding": -1}, "crop_padding is -1"),
+        ({"color_jitter": 1.0}, "color_jitter is 1.0"),
     ],
 )
 def test_settings_out_of_range(settings, message):

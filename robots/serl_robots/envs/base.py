@@ -74,6 +74,7 @@ class FrankaTask(gymnasium.Env[Observation, Vector]):
         position_limits: tuple[Limits, Limits, Limits] = ((0.3, 0.6), (-0.18, 0.18), (0.012, 0.35)),
         rotation_limits: tuple[float, float, float] = (0.25, 0.25, 0.8),
         grasp_penalty: float = -0.02,
+        classifier_keys: Sequence[str] = (),
     ) -> None:
         """Build the scene.
 
@@ -87,8 +88,10 @@ class FrankaTask(gymnasium.Env[Observation, Vector]):
             position_limits: m, (lowest, highest) target position per axis in the base frame.
             rotation_limits: rad, largest component of the target's rotation vector from `POINTING_DOWN`.
             grasp_penalty: info["grasp_penalty"] of a step that earns it.
+            classifier_keys: cameras to observe for a reward classifier; the state stays as `image_keys` make it.
         """
-        unknown = sorted(set(image_keys) - set(CAMERAS))
+        cameras = tuple(dict.fromkeys((*image_keys, *classifier_keys)))
+        unknown = sorted(set(cameras) - set(CAMERAS))
         if unknown:
             raise ValueError(f"image_keys has {unknown}; the cameras are {list(CAMERAS)}")
         if render_mode not in (None, "rgb_array"):
@@ -98,7 +101,7 @@ class FrankaTask(gymnasium.Env[Observation, Vector]):
                 raise ValueError(f"{name} is {size} px; it can be 1 to {LARGEST_IMAGE}")
         self.render_mode = render_mode
         self.robot = SimulatedFranka(self.OBJECTS)
-        self._image_keys, self._image_size, self._render_size = tuple(image_keys), image_size, render_size
+        self._image_keys, self._image_size, self._render_size = cameras, image_size, render_size
         self._scale = np.repeat((position_scale, rotation_scale), 3)
         self._position_limits = np.array(position_limits).T  # [2, 3]
         self._rotation_limits = np.array(rotation_limits)
@@ -111,7 +114,7 @@ class FrankaTask(gymnasium.Env[Observation, Vector]):
         self._state_space = self._box(PROPRIOCEPTION) if image_keys else self._full_space
         image_space = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.observation_space = spaces.Dict(  # type: ignore[assignment]
-            {"state": self._state_space, **dict.fromkeys(image_keys, image_space)}
+            {"state": self._state_space, **dict.fromkeys(cameras, image_space)}
         )
         self.action_space = spaces.Box(-1.0, 1.0, (7 if self.HAS_GRIPPER_ACTION else 6,), np.float32)
 
@@ -219,9 +222,9 @@ class FrankaTask(gymnasium.Env[Observation, Vector]):
 
     def _observation(self) -> Observation:
         images: Observation = {key: self._image(key, self._image_size) for key in self._image_keys}
-        if images:
-            return {"state": self._vector(self._state_space, self._proprioception()), **images}
-        return {"state": self.privileged_state()}
+        if self._state_space is self._full_space:
+            return {"state": self.privileged_state(), **images}
+        return {"state": self._vector(self._state_space, self._proprioception()), **images}
 
     def _image(self, camera: str, size: int) -> NDArray[np.uint8]:
         if size not in self._cameras:

@@ -89,7 +89,7 @@ def noise_of(fixture: Fixture, config: BCConfig) -> Noise:
     masks = [f"noise/dropout/encoder_{camera}" for camera in fixture.config.get("cameras", ())]
     if masks and masks[0] in fixture:
         noise["dropout"] = torch.stack([scaled_mask(fixture.given(name)) for name in masks], dim=1)  # [B, K, W]
-    for index, name in enumerate(hidden_dropout_names(config)):
+    for index, name in enumerate(hidden_dropout_names(config.hidden_widths)):
         if (recorded := f"noise/dropout/mlp_{index}") in fixture:
             noise[name] = scaled_mask(fixture.given(recorded), config.dropout)
     return noise

@@ -1,0 +1,238 @@
+"""Learn from recorded data alone: behaviour cloning, offline reinforcement learning, or plain SAC.
+
+python -m serl_fast.train_offline --demo_paths demos.pkl --algorithm iql --env serl_robots/PickCube-v0
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from serl_fast import runs
+from serl_fast.agents.build import ALGORITHMS, build_agent
+from serl_fast.cli import import_callable, main, parse
+from serl_fast.core import Agent
+from serl_fast.data.demonstrations import fill_with_demonstrations
+from serl_fast.data.episodes import Dataset, ReadOptions, columns_of
+from serl_fast.data.fill import count_steps
+from serl_fast.data.formats import open_dataset
+from serl_fast.data.offline import Selection, Summary, best_episodes, pieces_of, prepared
+from serl_fast.data.readers import make_reader
+from serl_fast.engine import PolicyPublisher, PolicyRunner
+from serl_fast.envs import SETUP_MODES, make_env
+from serl_fast.evaluation import Evaluations
+from serl_fast.figures import plot_q_values
+from serl_fast.logging import RunLogger
+from serl_fast.loop import Learner, run_alone
+from serl_fast.offline_diagnostics import Diagnostics
+from serl_fast.replay import ReplayStore
+from serl_fast.schedule import crossed
+from serl_fast.train_hybrid_setup import example_transition, new_directory, spaces_of, with_next_actions
+from serl_fast.train_offline_config import TrainOfflineConfig
+
+
+class Run(runs.Run):
+    """One training run without an actor, built from the flags."""
+
+    config: TrainOfflineConfig
+
+    def __init__(self, config: TrainOfflineConfig) -> None:
+        super().__init__(config)
+        # One stream each for the weights, the learner's noise, the store, and the rows that are looked at.
+        seeds = np.random.SeedSequence(config.seed).generate_state(4).tolist()
+        torch.manual_seed(seeds[0])
+        self.directory, checkpoint = self.place(new_directory(f"offline_{config.algorithm}", config.seed))
+        env = self._environment()
+        self.summary = Summary()
+        self.data = self._store(env, seeds[2])
+        self.agent = self.take_weights(self._agent(), checkpoint)
+        if checkpoint is None:
+            self.normalize(self.data)
+        reader, why = make_reader(
+            config.replay_device, [self.data], config.batch_size, config.gamma, self.device, updates=config.block
+        )
+        print(why)
+        self.build_engine(seeds[1], reader.source)
+        self.logger = RunLogger(self.directory)
+        self.learner = Learner(
+            self.engine,
+            None,
+            self.data,
+            PolicyPublisher(),
+            self.counters,
+            config.loop(),
+            self.report,
+            self.save,
+            self.tick,
+            reader,
+        )
+        self.runner = PolicyRunner(self.agent, device=self.device)
+        self.evaluations = Evaluations(
+            env,
+            lambda observation: self.runner.act(observation, deterministic=True),
+            self.counters,
+            config.loop(),
+            self.report,
+            self.stop,
+        )
+        self.diagnostics = Diagnostics(self.agent, self.data, self.summary, self.device, seeds[3])
+        if checkpoint is not None:
+            self.restore(checkpoint)
+            self.evaluations.load_state_dict(checkpoint)
+            self.data.draws = checkpoint["draws"]
+        self.write_config(data=self.summary.plain(), discount=config.gamma, cta_ratio=config.block)
+        self._warn()
+
+    def loop(self) -> None:
+        """Learn, and now and then look at the critics' values and evaluate."""
+        self._seen = self._measured_at = self.counters.updates
+        run_alone(self.learner, self.stop, self._between)
+        if self._measured_at != self.counters.updates:
+            self._measure()
+
+    def draw(self) -> None:
+        """Draw success, and the critics' values."""
+        super().draw()
+        plot_q_values(self.directory / "metrics.csv", self.directory / "q_values.png")
+
+    def tick(self) -> None:
+        """Show where the run stands."""
+        counters = self.counters
+        self.logger.progress(
+            updates=counters.updates, max_updates=self.config.max_steps, success_rate=counters.success_rate
+        )
+
+    def progress_state(self) -> dict[str, Any]:
+        """Which evaluation is next, and the place in the store's stream of random numbers."""
+        return {**self.evaluations.state_dict(), "draws": self.data.draws}
+
+    def policy_content(self) -> dict[str, Any]:
+        """What acting needs, and what the data went through."""
+        config = self.config
+        names = ("drop_idle", "filter_key", "top_return", "reward_scale", "reward_bias")
+        prepared = {name: getattr(config, name) for name in names}
+        return {**super().policy_content(), "offline": {**prepared, "discount": config.gamma}}
+
+    def _between(self) -> None:
+        """After every call of the engine: what is due every ``eval_interval`` gradient steps."""
+        before, self._seen = self._seen, self.counters.updates
+        if crossed(self.config.eval_interval, before, self._seen):
+            self._measure()
+        if self.evaluations.due and not self.learner.finished():  # the final one stands for one that is due at the end
+            self.runner.load(self.learner.publish())
+            self.evaluations.run_if_due()
+
+    def _measure(self) -> None:
+        self._measured_at = self.counters.updates
+        self.report(self.diagnostics.measure(self.counters.updates))
+        if warning := self.diagnostics.warning():
+            print(warning, flush=True)
+
+    def _environment(self) -> gymnasium.Env[Any, Any] | None:
+        config = self.config
+        if config.env is None or not (config.eval_interval or config.final_eval_episodes):
+            return None
+        mode = SETUP_MODES[config.setup_mode] if config.setup_mode else None
+        size = config.image_size
+        return make_env(config.env, config.image_keys, mode, render_mode="rgb_array", image_size=size, rescale=True)
+
+    def _store(self, env: gymnasium.Env[Any, Any] | None, seed: int) -> ReplayStore:
+        """The data as a replay store."""
+        config = self.config
+        options = ReadOptions(image_keys=config.image_keys, filter_key=config.filter_key)
+        datasets = [open_dataset(path, options) for path in config.demo_paths]
+        kept = best_episodes(datasets, config.top_return)
+        selection = Selection(
+            config.gamma, config.reward_scale, config.reward_bias, config.drop_idle, action_range(env)
+        )
+        if env is not None:
+            example = example_transition(spaces_of(env), selection.columns)
+        else:
+            example = first_transition(datasets[0], selection)
+        mode = SETUP_MODES[config.setup_mode] if config.setup_mode else None
+        store = ReplayStore.from_example(example, sum(map(count_steps, datasets)), seed=seed)
+        fill_with_demonstrations(
+            config.demo_paths,
+            store,
+            config.image_keys,
+            mode.action_dim if mode else None,
+            filter_key=config.filter_key,
+            prepare=lambda dataset: prepared(dataset, selection, kept[dataset.path] if kept else None, self.summary),
+        )
+        print(self.summary.describe())
+        return store
+
+    def _agent(self) -> Agent:
+        config = self.config
+        row = self.data.batch_at([0])
+        shapes: dict[str, tuple[int, ...]] = {key: value.shape[1:] for key, value in row["observations"].items()}
+        state_dim, action_dim = shapes.get("state", (0,))[0], row["actions"].shape[1]
+        if config.algorithm not in ALGORITHMS:
+            builder = import_callable(config.algorithm, "algorithm")
+            return with_next_actions(builder(state_dim, action_dim, config.image_keys))
+        cautious = config.algorithm == "td3bc" and not self.summary.failures
+        settings = config.agent([shapes[key][:2] for key in config.image_keys], {"alpha": 0.25} if cautious else {})
+        if cautious:
+            print(f"alpha {settings.alpha:g}: the data hold no failures (the paper's 2.5 is for mixed data)")
+        grippers = SETUP_MODES[config.setup_mode].grippers if config.setup_mode else 0
+        if config.algorithm == "sac":
+            return with_next_actions(build_agent(state_dim, action_dim, grippers, config.image_keys, settings))
+        build = ALGORITHMS[config.algorithm].build
+        return with_next_actions(build(state_dim, action_dim, config.image_keys, settings))
+
+    def _warn(self) -> None:
+        if self.config.algorithm != "sac":
+            return
+        found = (
+            f"the data hold no failures ({self.summary.episodes} episodes, all end in success)"
+            if not self.summary.failures
+            else "the data can not contradict it where they have no such actions"
+        )
+        print(
+            f"warning: algorithm sac has no regulariser and {found}: it learns too high values for actions that are "
+            "not in the data, and its policy goes there; q_values.png shows it. Use --algorithm iql, td3bc "
+            "(--algorithm_options alpha=0.25 for demonstrations), rebrac, calql or bc",
+            flush=True,
+        )
+
+
+def action_range(env: gymnasium.Env[Any, Any] | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Low and high of the actions as the environment itself takes them, or None for -1 and 1."""
+    if env is None:
+        return None
+    space = env.unwrapped.action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    if (space.low == -1).all() and (space.high == 1).all():
+        return None
+    return space.low, space.high
+
+
+def first_transition(dataset: Dataset, selection: Selection) -> dict[str, Any]:
+    """What a step of the data is like."""
+    (first, *_) = pieces_of(next(iter(dataset)), selection)
+
+    def row(tree: dict[str, Any]) -> dict[str, Any]:
+        return {key: row(value) if isinstance(value, dict) else value[0] for key, value in tree.items()}
+
+    return row(columns_of(first, ("grasp_penalty", *selection.columns)))
+
+
+def run(argv: list[str] | None = None) -> int:
+    """Parse, train, finish; the exit status."""
+    config = parse(TrainOfflineConfig, argv, description=__doc__ or "")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("train_offline learns in one process; start it without torchrun")
+    training = Run(config)
+    with training.interruptible():
+        training.train()
+        training.finish()
+    return 0
+
+
+if __name__ == "__main__":
+    main(lambda: run(sys.argv[1:]))
