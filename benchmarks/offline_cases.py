@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PLAIN_BC = "std_parameterization=uniform dropout=0 hidden_widths=256,256"
+CQL = "--algorithm_options sampled_actions=4 actor_learning_rate=3e-4 hidden_widths=256,256"
 SHARED = "--threads 1 --video_episodes 0 --save_interval 0"
 
 
@@ -115,10 +116,9 @@ PICKCUBE = Task(
         "sac": Case("SAC", "--algorithm sac"),
         "bc_one": Case("BC, one learned std", f"--algorithm bc --algorithm_options {PLAIN_BC}"),
         "cql": Case(
-            "CQL",
-            "--algorithm cql --algorithm_options alpha=0.05 initial_temperature=0.01 sampled_actions=4 "
-            "actor_learning_rate=3e-4 hidden_widths=256,256",
+            "CQL, rewards times 20", f"--algorithm cql --reward_scale 20 {CQL} alpha=1 initial_temperature=0.2"
         ),
+        "cql_unscaled": Case("CQL", f"--algorithm cql {CQL} alpha=0.05 initial_temperature=0.01"),
         "iql": Case("IQL, beta 3", "--algorithm iql --algorithm_options expectile=0.9"),
         "bc": Case("BC, a std per state", "--algorithm bc"),
     },

@@ -7,10 +7,11 @@ import dataclasses
 import importlib
 import os
 import re
+import select
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from serl_fast.errors import MissingExtraError, require
 
@@ -124,9 +125,30 @@ def _option(arguments: Sequence[str], name: str) -> str | None:
 
 
 def main(run: Callable[[], int]) -> None:
-    """Run a command: a user's mistake is one line on stderr and exit status 2, not a traceback."""
+    """Run a command: a user's mistake is one line on stderr and exit status 2, not a traceback.
+
+    A reader of its output that goes away, as ``head`` does, ends it with exit status 1 and without a word.
+    """
     try:
-        sys.exit(run())
+        status = run()
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:
+        if not _unread(sys.stdout):
+            raise  # another pipe's
+        # The interpreter flushes once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, MissingExtraError, FileNotFoundError, FileExistsError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose reader has gone."""
+    try:
+        poll = select.poll()
+        poll.register(stream, select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no such call here, or no file behind the stream
+        return False

@@ -100,7 +100,7 @@ def plot_q_values(metrics_csv: str | Path, png: str | Path) -> Path | None:
         The file's path; None where there is nothing to draw or Matplotlib is not installed (said in one line).
     """
     columns = read_metrics(metrics_csv) if Path(metrics_csv).exists() else {}
-    names = [name for name in ("q_policy", "q_data", "mc_return", "action_distance", "saturated", "saturated_data")]
+    names = ("q_policy", "q_data", "mc_return", "action_distance", "saturated", "saturated_data")
     curves = {name: _by_step(columns, f"offline/{name}") for name in names}
     if not len(curves["action_distance"][0]):
         return None
@@ -129,7 +129,8 @@ def plot_q_values(metrics_csv: str | Path, png: str | Path) -> Path | None:
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize="small")
+        if axes.lines:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize="small")
         axes.xaxis.set_major_formatter("{x:,.0f}")
     figure.savefig(png)
     return Path(png)

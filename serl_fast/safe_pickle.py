@@ -312,7 +312,8 @@ def _finish(value: Any, done: dict[int, tuple[Any, Any]], depth: int) -> Any:
     finished: Any = value
     if type(value) is dict:
         for key in value:
-            _require_plain(key)
+            if type(key) is not str:  # as most are
+                _require_plain(key)
         for key, item in value.items():
             value[key] = _finish(item, done, depth + 1)
     elif type(value) is list:

@@ -200,10 +200,10 @@ class Run(runs.Run):
         else:
             builder = import_callable(config.algorithm, "algorithm")
             agent = builder(state_dim, mode.action_dim, config.image_keys)
-        self.take_weights(agent, checkpoint)
         if checkpoint is None and self.initial is not None:
             self.initial.load_into(agent)
-        return agent
+            return agent
+        return self.take_weights(agent, checkpoint)
 
     def _selection(self) -> Selection | None:
         """What demonstrations go through to be those of the checkpoint; None: nothing."""

@@ -184,6 +184,10 @@ class TrainHybridConfig(RewardFlags):
             raise ValueError(
                 f"pretrain_steps is {self.pretrain_steps}, but there are no demonstrations: give --demo_paths"
             )
+        if self.init is not None and self.pretrained_encoder is not None:
+            raise ValueError(
+                "init and pretrained_encoder: both say where the encoder's weights come from; leave one out"
+            )
         if self.feature_cache and self.algorithm != "sac":
             raise ValueError(
                 f"feature_cache is {self.feature_cache}; algorithm {self.algorithm} prepares images in its own way, "

@@ -1,6 +1,8 @@
 """Spellings that the manuals use."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
@@ -82,6 +84,23 @@ def test_an_unexpected_error_keeps_its_traceback():
         raise KeyError("bug")
 
     with pytest.raises(KeyError):
+        main(fail)
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly():
+    program = "from serl_fast.cli import main; main(lambda: print('a line\\n' * 100_000) or 0)"
+    writer = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert writer.stdout.readline() == b"a line\n"
+    writer.stdout.close()
+    assert writer.stderr.read() == b""
+    assert writer.wait(60) == 1
+
+
+def test_another_broken_pipe_keeps_its_traceback():
+    def fail() -> int:
+        raise BrokenPipeError("a robot's")
+
+    with pytest.raises(BrokenPipeError):
         main(fail)
 
 

@@ -224,7 +224,7 @@ def test_lines_elsewhere(tmp_path: Path) -> None:
         run.log({"critic/loss": 0.125, "actor/loss": -1.0, "learner/updates_per_second": 50.0}, step=2)
         run.log({"evaluation/success_rate": 0.85, "evaluation/return": 0.7}, step=3, environment_steps=9)
     losses, evaluation = stream.getvalue().splitlines()
-    assert losses == "step 2, environment steps 0: critic_loss 0.125, actor_loss -1, updates/s 50, UTD 2.03"
+    assert losses == "step 2: critic_loss 0.125, actor_loss -1, updates/s 50, UTD 2.03"
     assert evaluation.startswith("step 3, environment steps 9: evaluation/success_rate 0.85")
 
 

@@ -86,7 +86,7 @@ def test_an_agent_without_critics_is_measured_by_its_actions():
 
 
 def test_grippers_are_no_part_of_the_critics_actions():
-    actions = [[0.5] * 6 + [1.0], [0.5] * 6 + [-1.0]]
+    actions = [[0.5] * 6 + [1.0], [0.5] * 6 + [1.0]]
     means = Diagnostics(agent([0.5] * 6 + [0.0], grippers=1), store(actions, [0, 0]), SUMMARY, CPU, 0).measure(0)
     assert means["offline/q_data"] == means["offline/q_policy"] == 3.5
 

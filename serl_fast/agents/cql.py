@@ -223,65 +223,84 @@ def critic_targets(config: CQLConfig) -> Callable[[nn.ModuleDict, Batch, Noise, 
     return targets
 
 
-def critic_objective(config: CQLConfig, lower_bound: LowerBound | None = None) -> Objective:
-    """Mean over members of (Q_e(s, a) - y)^2 + alpha * (log-sum-exp_e(s) - Q_e(s, a)).
+def values_and_gaps(
+    config: CQLConfig,
+    lower_bound: LowerBound | None,
+    networks: nn.ModuleDict,
+    batch: Batch,
+    noise: Noise,
+    features: Tensor,
+    following: ActionDistribution,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Q_e(s, a) [E, B] of the data, the conservative term log-sum-exp_e(s) - Q_e(s, a) [E, B], and metrics.
 
     log-sum-exp_e(s) = T log sum_i exp((Q_e(s, a_i) - log density(a_i)) / T) over N actions a_i drawn uniformly
     (density 0.5^A), N from pi(.|s) and N from pi(.|s'), all valued in s. Without ``importance_sampling`` there are no
     densities and a is one of the a_i.
 
-    Lagrange version, m the learned factor: alpha * m * (... - gap), which m maximises.
+    Args:
+        config: hyper-parameters.
+        lower_bound: of the values of the policy's actions (Cal-QL).
+        networks: the agent's.
+        batch: the data.
+        noise: of the samples.
+        features: of s, [B, D].
+        following: pi(.|s').
+
+    Source: CQL, appendix F; ``_q_loss`` of ``cql.py`` in CORL. Cal-QL, equation 5.1, for the lower bound.
+    """
+    with torch.no_grad():
+        random = 2 * noise["random_samples"] - 1  # [B, N, A]
+        current, current_log_probs = sample(networks["actor"](features), noise["current_samples"])
+        following_actions, following_log_probs = sample(following, noise["next_samples"])
+    count, width = random.shape[1:]
+    everything = torch.cat([batch["actions"].unsqueeze(1), random, following_actions, current], dim=1)
+    q_all = networks["critic"](features, everything)  # [E, B, 1 + 3N]
+    q, q_random, q_policy = q_all[..., 0], q_all[..., 1 : count + 1], q_all[..., count + 1 :]
+    metrics = {"q_random": q_random.detach().mean(), "q_policy": q_policy.detach().mean()}
+    if lower_bound is not None:
+        bound = lower_bound(batch)[:, None]  # [B, 1]
+        metrics["bounded"] = (q_policy.detach() < bound).float().mean()
+        q_policy = torch.maximum(q_policy, bound)
+    if config.importance_sampling:
+        densities = torch.cat([following_log_probs, current_log_probs], dim=1)
+        terms = torch.cat([q_random - width * math.log(0.5), q_policy - densities], dim=-1)
+    else:
+        terms = torch.cat([q_random, q.unsqueeze(-1), q_policy], dim=-1)
+    scale = config.cql_temperature
+    gaps = torch.logsumexp(terms / scale, dim=-1) * scale - q
+    return q, gaps if config.largest_gap is None else gaps.clamp(max=config.largest_gap), metrics
+
+
+def critic_objective(config: CQLConfig, lower_bound: LowerBound | None = None) -> Objective:
+    """Mean over members and batch of (Q_e(s, a) - y)^2 + alpha * (log-sum-exp_e(s) - Q_e(s, a)).
+
+    Lagrange version, m the learned factor: alpha * m * (mean of the second term - gap), which m maximises.
 
     Args:
         config: hyper-parameters.
-        lower_bound: of the values of the policy's actions in the log-sum-exp (Cal-QL).
+        lower_bound: see :func:`values_and_gaps`.
 
-    Source: CQL, equation 4 and appendix F; ``_q_loss`` of ``cql.py`` in CORL.
+    Source: CQL, equation 4 and, for the Lagrange version, appendix F.
     """
     targets_of = critic_targets(config)
-
-    def conservative(
-        networks: nn.ModuleDict, batch: Batch, noise: Noise, features: Tensor, following: ActionDistribution
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Q_e(s, a) [E, B], the conservative term of each [E, B], and metrics."""
-        with torch.no_grad():
-            random = 2 * noise["random_samples"] - 1  # [B, N, A]
-            current, current_log_probs = sample(networks["actor"](features), noise["current_samples"])
-            following_actions, following_log_probs = sample(following, noise["next_samples"])
-        count, width = random.shape[1:]
-        everything = torch.cat([batch["actions"].unsqueeze(1), random, following_actions, current], dim=1)
-        q_all = networks["critic"](features, everything)  # [E, B, 1 + 3N]
-        q, q_random, q_policy = q_all[..., 0], q_all[..., 1 : count + 1], q_all[..., count + 1 :]
-        metrics = {"q_random": q_random.detach().mean(), "q_policy": q_policy.detach().mean()}
-        if lower_bound is not None:
-            bound = lower_bound(batch)[:, None]  # [B, 1]
-            metrics["bounded"] = (q_policy.detach() < bound).float().mean()
-            q_policy = torch.maximum(q_policy, bound)
-        if config.importance_sampling:
-            densities = torch.cat([following_log_probs, current_log_probs], dim=1)
-            terms = torch.cat([q_random - width * math.log(0.5), q_policy - densities], dim=-1)
-        else:
-            terms = torch.cat([q_random, q.unsqueeze(-1), q_policy], dim=-1)
-        scale = config.cql_temperature
-        gap = torch.logsumexp(terms / scale, dim=-1) * scale - q
-        return q, gap if config.largest_gap is None else gap.clamp(max=config.largest_gap), metrics
 
     def loss(networks: nn.ModuleDict, batch: Batch, noise: Noise) -> Loss:
         with torch.no_grad():
             following: ActionDistribution = networks["actor"](networks["encoder"](batch["next_observations"]))
         targets = targets_of(networks, batch, noise, following)
         features = networks["encoder"](batch["observations"])
-        q, gaps, metrics = conservative(networks, batch, noise, features, following)
+        q, gaps, metrics = values_and_gaps(config, lower_bound, networks, batch, noise, features, following)
         gap = gaps.mean()
         error, found = offline.temporal_difference(q, targets, batch)
         value = error + config.alpha * gap
+        metrics |= {"loss": value.detach(), "td_error": error.detach(), "cql_gap": gap.detach()}
         if config.target_gap is not None:
             multiplier, excess = networks["multiplier"](), gap - config.target_gap
             # One sum with both gradients: the critics lower the excess, the factor grows with it.
             value = error + config.alpha * (multiplier.detach() * excess - multiplier * excess.detach())
             metrics["multiplier"] = multiplier.detach()
-        td_error = {"td_error": found["loss"], "cql_gap": gap.detach()}
-        return Loss(value, {**found, "loss": (error + config.alpha * gap).detach(), **td_error, **metrics})
+        return Loss(value, {**found, **metrics})
 
     trained = ("encoder", "critic") if config.target_gap is None else ("encoder", "critic", "multiplier")
     return Objective("critic", loss, trains=trained)

@@ -109,13 +109,18 @@ class Writing(Reading):
 
     Attributes:
         format: of what is written; by default what the name says: .pkl, .hdf5 (robomimic), or a folder (lerobot).
+        time_axis: write pickles whose states and images have a leading axis of 1, which HIL-SERL's learner needs.
     """
 
     format: OutputFormat | None = None
+    time_axis: bool = False
 
     def write(self, path: Path, episodes: Iterable[Episode], attributes: dict[str, Any]) -> None:
         """Write one data set."""
-        write_dataset(path, episodes, self.format_of(path), attributes)
+        form = self.format_of(path)
+        if self.time_axis and form != "pickle":
+            raise ValueError(f"{path} is written as {form}; time_axis is for pickles")
+        write_dataset(path, episodes, form, {**attributes, **({"time_axis": True} if self.time_axis else {})})
 
     def format_of(self, path: Path) -> str:
         """The format in which a file or folder is written."""

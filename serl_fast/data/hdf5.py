@@ -67,16 +67,17 @@ class Hdf5:
 
     Args:
         path: the file.
+        ragged: whether rows of bytes of any length are fields too.
 
     Raises:
         DatasetError: it is no HDF5, or cut off.
         MissingExtraError: h5py is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ragged: bool = False) -> None:
         h5py = require("h5py", "data")
         self.path = path
-        self._h5py = h5py
+        self._h5py, self._ragged = h5py, ragged
         self._near: dict[str, Any] = {}  # groups that were opened last
         try:
             self._size = path.stat().st_size
@@ -209,7 +210,9 @@ class Hdf5:
             return None
         except _ERRORS as error:
             raise DatasetError(f"{self.path}, field '{name}': can not be opened: {_brief(error)}") from None
-        ragged = vlen is not None and np.dtype(vlen) == np.uint8 and shape is not None and len(shape) == 1
+        ragged = (
+            self._ragged and vlen is not None and np.dtype(vlen) == np.uint8 and shape is not None and len(shape) == 1
+        )
         if shape is None or not (ragged or dtype.kind in "fiub"):
             return None
         needed = dtype.itemsize

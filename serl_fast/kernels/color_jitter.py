@@ -18,7 +18,8 @@ def color_jitter(images: Tensor, factors: Tensor) -> Tensor:
         x <- clip(c x + (1 - c) mean(grey(x)))
         x <- clip(s x + (1 - s) grey(x))
 
-    and at the end x is rounded. Factors of 1 leave the image as it is.
+    and at the end x is rounded; a compiled pass may round a value near a half the other way. Factors of 1 leave the
+    image as it is.
 
     Args:
         images: uint8 [B, H, W, 3] or [B, T, H, W, 3], RGB.

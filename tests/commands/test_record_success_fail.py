@@ -1,16 +1,23 @@
 """``record_success_fail`` really records: labels of the simulation and of a person at a terminal."""
 
+import dataclasses
 import os
 import re
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from serl_fast import record_success_fail, safe_pickle
+from serl_fast.cli import parse
+from serl_fast.evaluate import EvaluateConfig
 from serl_fast.keys import pressed_keys
+from serl_fast.record_demos import RecordDemosConfig
+from serl_fast.reward_flags import RewardFlags
+from serl_fast.train_hybrid_config import TrainHybridConfig
 
 TOY = ["--env", "toy/Arm-v0", "--image_keys", "front", "--image_size", "8"]
 SCRIPTED = [*TOY, "--labels", "scripted", "--operator", "random"]
@@ -51,6 +58,8 @@ def test_the_environment_labels_frames_after_the_action(tmp_path, monkeypatch, c
     for row in failures:
         assert row["next_observations"]["state"][0] <= 1.0
         assert (row["labels"], row["rewards"], row["masks"]) == (0, 0.0, 1.0)
+    for row in successes + failures:
+        assert row["next_observations"]["state"][1] == row["observations"]["state"][1] + 1
     assert len({row["infos"]["episode"] for row in successes + failures}) == 2
     assert sum(row["dones"] for row in successes) == 2
     image = successes[0]["next_observations"]["front"]
@@ -176,3 +185,21 @@ def test_what_can_not_work_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="there is no expert"):
         record_success_fail.run([*TOY, "--labels", "scripted"])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_guide():
+    """Its commands parse, and its tables name every flag."""
+    text = (Path(__file__).parents[2] / "docs" / "guides" / "classifier_reward.md").read_text()
+    commands = {
+        "record_success_fail": record_success_fail.RecordSuccessFailConfig,
+        "record_demos": RecordDemosConfig,
+        "train_hybrid": TrainHybridConfig,
+        "evaluate": EvaluateConfig,
+    }
+    lines = re.findall(r"^python -m serl_fast\.(\w+) (.*)$", text, re.MULTILINE)
+    assert [command for command, _ in lines] == list(commands)
+    for command, flags in lines:
+        parse(commands[command], flags.split(), description="")
+    tables = set(re.findall(r"^\| `--(\w+)`", text, re.MULTILINE))
+    flags = (record_success_fail.RecordSuccessFailConfig, RewardFlags)
+    assert tables == {field.name for config in flags for field in dataclasses.fields(config)}

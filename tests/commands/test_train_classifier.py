@@ -21,6 +21,7 @@ from serl_fast.data.held_out import split_by_episode
 from serl_fast.data.labelled import Frame
 from serl_fast.engine import Engine, NonFiniteLossError
 from serl_fast.logging import read_metrics
+from serl_fast.record_success_fail import RecordSuccessFailConfig
 from serl_fast.rewards.files import load_classifier
 from serl_fast.train_classifier import read_frames
 from serl_fast.train_classifier_config import TrainClassifierConfig
@@ -324,10 +325,12 @@ def test_the_guide(folder, tmp_path, monkeypatch):
     names = {"observation": {"front": np.zeros((48, 64, 3), np.uint8)}}
     exec(compile(program, "guide", "exec"), names)
     assert 0 <= names["probability"] <= 1
-    commands = re.findall(r"^python -m serl_fast\.train_classifier (.*)$", text, re.MULTILINE)
-    assert len(commands) == 4
-    for command in commands:
-        parse(TrainClassifierConfig, command.split(), description="")
+    configs = {"train_classifier": TrainClassifierConfig, "record_success_fail": RecordSuccessFailConfig}
+    commands = re.findall(r"^python -m serl_fast\.(\w+) (.*)$", text, re.MULTILINE)
+    assert [command for command, _ in commands].count("train_classifier") == 4
+    for command, given in commands:
+        if command in configs:
+            parse(configs[command], given.split(), description="")
     fields = {field.name for field in dataclasses.fields(TrainClassifierConfig)}
     table = set(re.findall(r"`--(\w+)`", "".join(line for line in text.splitlines() if line.startswith("| `--"))))
     assert table == fields - {"strict_execution"}

@@ -255,6 +255,17 @@ def test_training_goes_on_with_the_weights_the_targets_and_adam(made, demos, tmp
     assert torch.equal(other.agent.networks.state_dict()["actor.mean.weight"], saved["networks"]["actor.mean.weight"])
 
 
+def test_a_schedule_that_has_ended_starts_anew(made, tmp_path, capsys):
+    run = made("iql", "--algorithm_options", SMALL, "actor_cosine_decay_steps=6")
+    build("--init", str(run / "checkpoint_6.pth"), "--discount=0.99", "--save_dir", str(tmp_path))
+    assert "Adam starts afresh, for its learning rate falls with its steps" in capsys.readouterr().out
+
+
+def test_the_encoder_has_one_origin(capsys):
+    flags = ["--init", "x.pth", "--pretrained_encoder", "y.pkl"]
+    assert "leave one out" in mistake(train_hybrid.run, [*HYBRID, *flags], capsys)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "flags", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
@@ -101,8 +102,6 @@ def test_the_contact_sheet_shows_episodes_from_beginning_to_end(
 
 
 def test_validate_lists_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import pickle
-
     file = tmp_path / "demos.pkl"
     write(file, episode(0), episode(1))
     assert run(["validate", str(file), str(file)]) == 0
@@ -185,6 +184,8 @@ def test_merge_convert_and_split(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run(["convert", both, again, "--format", "pickle", "--max_episodes", "2", "--image_size", "4", "6"]) == 0
     assert firsts(again) == firsts(one)[:2]
     assert next(iter(open_dataset(again))).observations["front"].shape == (5, 4, 6, 3)
+    assert run(["convert", one, str(tmp_path / "hil.pkl"), "--time_axis"]) == 0
+    assert pickle.loads((tmp_path / "hil.pkl").read_bytes())[0]["observations"]["front"].shape == (1, 8, 8, 3)
     parts = [str(tmp_path / f"{name}.pkl") for name in "abcd"]
     assert run(["split", both, *parts[:2], "--fraction", "0.7", "--seed", "1"]) == 0
     a, b = firsts(parts[0]), firsts(parts[1])
@@ -208,6 +209,7 @@ def test_what_can_not_be_done_is_said_and_leaves_nothing(tmp_path: Path, capsys:
         (["split", one, out, out, "--fraction", "1"], "fraction is 1.0; it lies between 0 and 1"),
         (["convert", one, other], r"other\.pkl exists; give another name"),
         (["convert", one, str(tmp_path / "out.zip")], r"its name does not say the format; give --format"),
+        (["convert", one, str(tmp_path / "out"), "--time_axis"], "out is written as lerobot; time_axis is for pickles"),
         (["convert", one], "1 paths are given; give IN and OUT"),
         (["inspect", str(tmp_path / "absent")], "absent is not there"),
         (["inspect", one, "--max_episodes", "0"], "max_episodes is 0"),
@@ -245,3 +247,17 @@ def test_tables_are_drawn_by_rich_on_a_terminal(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert run(["inspect", file]) == 0
     assert "━" in capsys.readouterr().out
+
+
+def test_attributes_go_along_where_all_have_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    files = [str(tmp_path / f"{name}.hdf5") for name in ("one", "two", "both", "again")]
+    for number, file in enumerate(files[:2]):
+        given = episode(number, observations={"state": np.full((5, 2), number, np.float32)})
+        write_dataset(file, iter([given]), "d4rl", {"env": "arm", "seed": number})
+    assert run(["merge", *files[:3], "--format", "d4rl"]) == 0
+    assert run(["convert", files[1], files[3], "--format", "d4rl"]) == 0
+    assert open_dataset(files[2]).attributes == {"env": "arm"}
+    assert open_dataset(files[3]).attributes == {"env": "arm", "seed": 1}
+    assert run(["validate", *files, "--input_format", "d4rl"]) == 0
+    assert run(["validate", files[0], "--input_format", "robomimic"]) == 1

@@ -4,6 +4,8 @@ A format's module has
 
 * ``matches(path) -> bool``: whether a file or folder is one, from its name and first bytes alone;
 * ``read(path, options) -> Dataset``: opens it, reading headers alone;
+* ``survey(path, options, report) -> Iterator[Episode]``, where reading can go on behind a problem: what is wrong goes
+  to ``report(place, message)`` and is left out;
 * ``write(path, episodes, attributes)``, where this project writes it: complete or not at all, from one pass over the
   episodes.
 
@@ -57,7 +59,7 @@ def open_dataset(path: str | Path, options: ReadOptions | None = None, format: s
         if format or module.matches(path):
             dataset: Dataset = module.read(path, options)
             return dataset
-    raise DatasetError(f"{path} is none of {', '.join(FORMATS)}; say which with format")
+    raise DatasetError(f"{path} looks like none of {', '.join(FORMATS)}; say which it is, by format or --input_format")
 
 
 def write_dataset(

@@ -131,7 +131,7 @@ def _layout(file: Hdf5, path: Path) -> _Layout:
     extras = {
         name: field
         for name, field in found.items()
-        if name not in _OWN and not name.startswith("metadata/") and field.shape[:1] == rows and not field.ragged
+        if name not in _OWN and not name.startswith("metadata/") and field.shape[:1] == rows
     }
     attributes = _attributes(file, found)
     task = find_task(str(attributes.get("env", ""))) or find_task(path.stem)

@@ -43,16 +43,8 @@ from typing import Any
 import numpy as np
 
 from serl_fast.data.episodes import Array, Dataset, DatasetError, Episode, ReadOptions
-from serl_fast.data.formats.lerobot_files import (
-    INDEX_FEATURES,
-    INFO,
-    Feature,
-    Headers,
-    Recording,
-    Rows,
-    column,
-    read_headers,
-)
+from serl_fast.data.formats.lerobot_files import INDEX_FEATURES, INFO, Headers, Recording, read_headers
+from serl_fast.data.formats.lerobot_tables import Feature, Rows, column
 from serl_fast.data.formats.lerobot_write import extra_name, write
 from serl_fast.data.images import decode, resize
 from serl_fast.data.pieces import split_at_ends

@@ -1,54 +1,26 @@
-"""What the headers of a LeRobotDataset say, v2.0 to v3.x, and rows of its parquet files; nothing of it is believed."""
+"""What the headers of a LeRobotDataset say, v2.0 to v3.x; nothing of it is believed."""
 
 from __future__ import annotations
 
 import json
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from serl_fast.data.episodes import DatasetError
-from serl_fast.errors import require
-
-Array = npt.NDArray[Any]
+from serl_fast.data.formats.lerobot_tables import IMAGES, Feature, damage, first_line, open_table
 
 INFO = Path("meta", "info.json")
 INDEX_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 """Features that every data set has beside its own."""
 
-_IMAGES = ("video", "image")
 _MAX_SIDE = 1 << 14  # px, and widths of vectors: far above any camera, far below what would fill the memory
 _SPEC = re.compile(r"(0?[0-9]{1,2}d)?\Z")
-
-
-@dataclass(frozen=True)
-class Feature:
-    """A column of the frames.
-
-    Attributes:
-        name: of the column.
-        dtype: "video", "image", or of the numbers.
-        shape: of one frame's value; images (H, W, C).
-        labels: names of the entries of a vector, if there are any.
-        depth: it is a depth map.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    labels: tuple[str, ...] = ()
-    depth: bool = False
-
-    @property
-    def camera(self) -> bool:
-        """Whether it holds images."""
-        return self.dtype in _IMAGES
 
 
 @dataclass(frozen=True)
@@ -244,7 +216,7 @@ class _Info(_Row):
             depth = isinstance(facts, dict) and any(
                 bool(facts.get(key)) for key in ("video.is_depth_map", "is_depth_map")
             )
-            if dtype in _IMAGES:
+            if dtype in IMAGES:
                 if len(shape) != 3:
                     raise DatasetError(f"{row.path}: 'shape' is {shape}; accepted: height, width, channels")
                 first = isinstance(names, list) and len(names) == 3 and str(names[0]).startswith("channel")
@@ -279,130 +251,27 @@ def _json_lines(path: Path) -> list[_Row]:
 
 def _episode_rows(path: Path) -> Iterator[_Row]:
     """Rows of the list of episodes without their statistics, which are most of it."""
-    file = _open(path)
+    file = open_table(path)
     names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
     try:
         for batch in file.iter_batches(columns=names):
             yield from (_Row(path, row) for row in batch.to_pylist())
-    except _errors() as error:
-        raise DatasetError(f"{path} is damaged ({_first_line(error)})") from None
+    except damage() as error:
+        raise DatasetError(f"{path} is damaged ({first_line(error)})") from None
 
 
 def _tasks_v3(path: Path) -> dict[int, str]:
     """The task is the index that pandas put beside the columns, or a column."""
-    table = _open(path)
+    table = open_table(path)
     try:
         rows = [_Row(path, row) for row in table.read().to_pylist()]
-    except _errors() as error:
-        raise DatasetError(f"{path} is damaged ({_first_line(error)})") from None
+    except damage() as error:
+        raise DatasetError(f"{path} is damaged ({first_line(error)})") from None
     names = [name for name in ("__index_level_0__", "task") if name in table.schema_arrow.names]
     if rows and not names:
         raise DatasetError(f"{path} has the columns {table.schema_arrow.names}; accepted: task_index and task")
     return {row.get("task_index", int): row.get(names[0], str) for row in rows}
 
 
-def _open(path: Path) -> Any:
-    parquet = require("pyarrow.parquet", "data")
-    try:
-        return parquet.ParquetFile(path, buffer_size=1 << 20)
-    except FileNotFoundError:
-        raise DatasetError(f"{path} is missing") from None
-    except _errors() as error:
-        raise DatasetError(f"{path} is no complete parquet file ({_first_line(error)})") from None
-
-
 def _row_count(path: Path) -> int:
-    return int(_open(path).metadata.num_rows)
-
-
-def _errors() -> tuple[type[BaseException], ...]:
-    arrow = require("pyarrow", "data")
-    return (arrow.ArrowException, OSError, ValueError, KeyError)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-class Rows:
-    """Reads rows of parquet files in order; beside them at most one batch is in memory."""
-
-    def __init__(self, columns: Sequence[str]) -> None:
-        """Choose what is read.
-
-        Args:
-            columns: names; each must be in every file.
-        """
-        self._columns = list(columns)
-        self._path: Path | None = None
-        self._batches: Iterator[Any] = iter(())
-        self._rest: Any = None
-        self._at = 0  # row of the file that ``_rest``, or the next batch, begins with
-
-    def read(self, path: Path, start: int, length: int) -> Any:
-        """``length`` rows from ``start`` on, as a ``pyarrow.Table``.
-
-        Raises:
-            DatasetError: the file is missing, damaged or too short, or lacks a column.
-        """
-        if path != self._path or start < self._at:
-            self._enter(path, start)
-        parts: list[Any] = []
-        missing = length
-        try:
-            while missing:
-                batch = self._rest if self._rest is not None else next(self._batches, None)
-                if batch is None:
-                    raise DatasetError(f"{path} ends at row {self._at}; wanted are {length} from {start} on")
-                skipped = min(max(start - self._at, 0), batch.num_rows)
-                taken = min(batch.num_rows - skipped, missing)
-                parts += [batch.slice(skipped, taken)] if taken else []
-                self._at += skipped + taken
-                self._rest = batch.slice(skipped + taken) if skipped + taken < batch.num_rows else None
-                missing -= taken
-            return require("pyarrow", "data").Table.from_batches(parts)
-        except DatasetError:
-            raise
-        except _errors() as error:
-            raise DatasetError(f"{path} is damaged near row {self._at} ({_first_line(error)})") from None
-
-    def _enter(self, path: Path, start: int) -> None:
-        file = _open(path)
-        for name in self._columns:
-            if name not in file.schema_arrow.names:
-                raise DatasetError(f"{path} has no column '{name}'; it has {', '.join(file.schema_arrow.names)}")
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-        ends = np.cumsum([0, *sizes])
-        group = min(int(np.searchsorted(ends, start, side="right")) - 1, max(len(sizes) - 1, 0))
-        self._batches = file.iter_batches(256, row_groups=range(group, len(sizes)), columns=self._columns)
-        self._path, self._rest, self._at = path, None, int(ends[group])
-
-
-def column(table: Any, feature: Feature) -> Array:
-    """The numbers of a column, [T, *shape].
-
-    Raises:
-        DatasetError: it holds something else, or gaps.
-    """
-    arrow, compute = require("pyarrow", "data"), require("pyarrow.compute", "data")
-    values = table.column(feature.name).combine_chunks()
-    shape: tuple[int, ...] = (table.num_rows,)
-    while True:
-        if isinstance(values.type, arrow.BaseExtensionType):
-            values = values.storage
-        if not any(test(values.type) for test in (arrow.types.is_list, arrow.types.is_large_list,
-                                                  arrow.types.is_fixed_size_list)):  # fmt: skip
-            break
-        sizes = compute.unique(compute.list_value_length(values)).to_pylist()
-        if len(sizes) != 1 or sizes[0] is None:
-            raise DatasetError(f"field '{feature.name}' has rows of different lengths ({sizes[:5]})")
-        values, shape = values.flatten(), (*shape, int(sizes[0]))
-    kinds = (arrow.types.is_floating, arrow.types.is_integer, arrow.types.is_boolean)
-    if values.null_count or not any(test(values.type) for test in kinds):
-        found = "has gaps" if values.null_count else f"holds {values.type}"
-        raise DatasetError(f"field '{feature.name}' {found}; accepted: a number in every place")
-    wanted = (table.num_rows, *feature.shape)
-    if shape != wanted and not (len(shape) == 1 and feature.shape == (1,)):
-        raise DatasetError(f"field '{feature.name}' has shape {shape[1:]}; meta/info.json says {feature.shape}")
-    array: Array = values.to_numpy(zero_copy_only=False).reshape(wanted)
-    return array
+    return int(open_table(path).metadata.num_rows)

@@ -209,7 +209,7 @@ class _Writer:
             }  # fmt: skip
         info = {
             "codebase_version": "v3.0",
-            "robot_type": self.attributes.get("robot_type"),
+            "robot_type": None if (robot := self.attributes.get("robot_type")) is None else str(robot),
             "total_episodes": self.count,
             "total_frames": self.frames,
             "total_tasks": len(self.tasks),

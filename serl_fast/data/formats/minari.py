@@ -202,7 +202,7 @@ def _read(contents: _Contents) -> Iterator[Episode]:
     path = contents.folder / "main_data.hdf5"
     if contents.format == "hdf5" and not path.is_file():
         raise DatasetError(f"{path} is not there; {_METADATA} says that the data are in it")
-    with Hdf5(path) if contents.format == "hdf5" else nullcontext() as file:
+    with Hdf5(path, ragged=True) if contents.format == "hdf5" else nullcontext() as file:
         for index in range(contents.episodes):
             if file is not None:
                 source: _Hdf5Episode | _ArrowEpisode = _Hdf5Episode(file, index)
@@ -215,8 +215,10 @@ def _episode(contents: _Contents, source: _Hdf5Episode | _ArrowEpisode, index: i
     columns = {name: source.column((name,)) for name in ("rewards", "terminations", "truncations")}
     steps = len(columns["rewards"])
     for name, value in columns.items():
-        if value.shape not in ((steps,), (steps, 1)):
-            raise DatasetError(f"{source.where}, field '{name}': has shape {value.shape}; accepted: ({steps},)")
+        if value.shape not in ((steps,), (steps, 1)) or value.dtype.kind not in "fiub":
+            raise DatasetError(
+                f"{source.where}, field '{name}': is {value.dtype} {value.shape}; accepted: numbers ({steps},)"
+            )
     observations: dict[str, Array] = {}
     with np.errstate(over="ignore"):  # what becomes infinite is reported by check_episode
         if contents.state:

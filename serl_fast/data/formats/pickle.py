@@ -74,10 +74,11 @@ def survey(path: Path, options: ReadOptions, report: Report) -> Iterator[Episode
 
 
 def write(path: Path, episodes: Iterable[Episode], attributes: Mapping[str, Any]) -> None:
-    """Write a list of transitions that SERL and HIL-SERL read, an episode at a time.
+    """Write a list of transitions as SERL has them, an episode at a time.
 
     ``grasp_penalty`` and ``labels`` stand beside the other keys, further extras in ``infos``. There is no place for
-    attributes in such a file.
+    attributes in such a file; of them ``time_axis`` is heeded: states and images get a leading axis of 1, which
+    HIL-SERL's replay buffer needs.
 
     Raises:
         DatasetError: there are no episodes, or one is not as it should be.
@@ -88,7 +89,7 @@ def write(path: Path, episodes: Iterable[Episode], attributes: Mapping[str, Any]
         for episode in episodes:
             check_episode(episode, first)
             first = first or episode
-            for row in _rows(episode):
+            for row in _rows(episode, bool(attributes.get("time_axis"))):
                 writer.add(row)
             writer.forget()
         if first is None:
@@ -96,9 +97,10 @@ def write(path: Path, episodes: Iterable[Episode], attributes: Mapping[str, Any]
         writer.end()
 
 
-def _rows(episode: Episode) -> Iterator[dict[str, Any]]:
+def _rows(episode: Episode, time_axis: bool) -> Iterator[dict[str, Any]]:
     """The transitions of an episode; a next observation and the observation after it are the same arrays."""
-    observations = ({key: value[row] for key, value in episode.observations.items()} for row in range(len(episode) + 1))
+    frames = {key: value[:, None] if time_axis else value for key, value in episode.observations.items()}
+    observations = ({key: value[row] for key, value in frames.items()} for row in range(len(episode) + 1))
     observation = next(observations)
     for step, following in enumerate(observations):
         extras = {name: _plain(value[step]) for name, value in episode.extras.items()}

@@ -163,9 +163,7 @@ def _wanted(file: Hdf5, group: str, keys: _Keys) -> tuple[dict[str, Field], dict
         if found[name].shape[:1] != (rows,):
             raise DatasetError(f"{found[name].where}: has shape {found[name].shape}; accepted: ({rows}, ...)")
     extras = {
-        name: field
-        for name, field in found.items()
-        if name not in (*wanted, *_OWN) and not field.ragged and field.shape[:1] == (rows,)
+        name: field for name, field in found.items() if name not in (*wanted, *_OWN) and field.shape[:1] == (rows,)
     }
     return found, extras, follows
 

@@ -318,6 +318,13 @@ def objects(path, name):
         file.create_dataset(name, data=["text"] * rows)
 
 
+def ragged(path, name):
+    with h5py.File(path, "a") as file:
+        rows = len(file[name])
+        del file[name]
+        file.create_dataset(name, (rows,), h5py.vlen_dtype(np.uint8))
+
+
 def huge(path, name):
     with h5py.File(path, "a") as file:
         del file[name]
@@ -349,6 +356,7 @@ def magic_alone(path, name):
         (virtual, "other files"),
         (elsewhere, "other files"),
         (objects, "'observations': is missing"),
+        (ragged, "'observations': is missing"),
         (huge, "was not written completely"),
         (damaged, "'observations': rows .* can not be read"),
         (cut_off, "can not be opened as HDF5"),

@@ -176,6 +176,18 @@ def test_a_state_within_is_the_state(root, data_format):
         np.testing.assert_array_equal(episode.observations["state"], np.concatenate([state["a"], state["b"]], 1))
 
 
+def test_the_order_of_names_does_not_matter(root):
+    create(DICT, "hdf5")
+    before = [e.observations["state"] for e in open_dataset(root / "test/x-v0")]
+    space = json.loads(minari.serialization.serialize_space(DICT))
+    space["subspaces"] = dict(reversed(space["subspaces"].items()))
+    change(root / "test/x-v0/data", observation_space=json.dumps(space))
+    dataset = open_dataset(root / "test/x-v0")
+    assert dataset.attributes["state_parts"] == {"alpha": 4, "zeta": 3}
+    for ours, expected in zip(dataset, before, strict=True):
+        np.testing.assert_array_equal(ours.observations["state"], expected)
+
+
 def test_the_environment_is_named(root):
     space = spaces.Box(-1, 1, (3,), np.float32)
     action = spaces.Box(-2, 2, (1,), np.float32)
@@ -337,6 +349,17 @@ def test_random_damage_is_an_error_or_nothing(root, data_format):
         except DatasetError:
             errors += 1
     assert errors
+
+
+def test_rewards_that_are_no_numbers(root):
+    create(spaces.Box(-1, 1, (2,), np.float32), "hdf5")
+    with h5py.File(root / "test/x-v0/data/main_data.hdf5", "a") as file:
+        del file["episode_1/rewards"]
+        rewards = file["episode_1"].create_dataset("rewards", (6,), h5py.vlen_dtype(np.uint8))
+        for row in range(6):
+            rewards[row] = np.arange(row, dtype=np.uint8)
+    with pytest.raises(DatasetError, match=r"episode_1, field 'rewards': is object \(6,\)"):
+        list(open_dataset(root / "test/x-v0"))
 
 
 def test_a_link_in_an_episode_is_refused(root):

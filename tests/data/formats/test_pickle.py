@@ -220,6 +220,16 @@ def test_pythons_own_unpickler_and_the_store_read_what_is_written(tmp_path: Path
     assert b"numpy._core" not in file.read_bytes()  # which NumPy 1 does not know
 
 
+def test_hil_serls_leading_axis_is_written_where_asked_for(tmp_path: Path) -> None:
+    given, file = given_episodes(), tmp_path / "demos.pkl"
+    write_dataset(file, iter(given), "pickle", {"time_axis": True})
+    row = pickle.loads(file.read_bytes())[0]
+    for part in ("observations", "next_observations"):
+        assert (row[part]["state"].shape, row[part]["front"].shape) == ((1, 5), (1, 4, 6, 3))
+    assert row["actions"].shape == (2,)
+    assert np.array_equal(episodes(file)[2].observations["front"], given[2].observations["front"])
+
+
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     good, bad = given_episodes()[:2]
     bad.rewards[1] = np.inf
