@@ -243,7 +243,7 @@ class RunLogger:
         shown = {name: value for name, value in values.items() if not name.startswith(EPISODE)}
         if self._live or not shown:
             return
-        evaluated = {name: value for name, value in shown.items() if "success_rate" in name}
+        evaluated = {name: v for name, v in shown.items() if name.endswith(("success_rate", "evaluation/return"))}
         now = time.monotonic()
         if not evaluated:
             if now - self._last_line < self._seconds_between_lines:

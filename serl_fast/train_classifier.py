@@ -200,7 +200,10 @@ def read_frames(config: TrainClassifierConfig) -> list[Frame]:
     frames: list[Frame] = []
 
     def read() -> Iterator[int]:
-        decode, why = image_decoder(config.image_backend, size, max(IMAGES_AT_ONCE, len(config.image_keys)))
+        most, device = max(IMAGES_AT_ONCE, len(config.image_keys)), choose_device(config.device)
+        cuda = (device.index or 0) if device.type == "cuda" else None
+        threads = torch.get_num_threads()
+        decode, why = image_decoder(config.image_backend, size, most, threads=threads, device_id=cuda)
         if any(recording.kind == "image" for recording in recordings):
             print(why)
         for found in read_recordings(recordings, config.image_keys, size, names, decode):

@@ -31,6 +31,8 @@ SUFFIXES: dict[str, OutputFormat] = {
     **dict.fromkeys((".hdf5", ".h5"), "robomimic"),
     "": "lerobot",
 }
+OF_FORMAT = {"time_axis": "pickle", "fps": "lerobot", "task": "lerobot", "video": "lerobot"}
+"""Attributes of what is written that are flags, and the format that heeds them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,18 +111,30 @@ class Writing(Reading):
 
     Attributes:
         format: of what is written; by default what the name says: .pkl, .hdf5 (robomimic), or a folder (lerobot).
-        time_axis: write pickles whose states and images have a leading axis of 1, which HIL-SERL's learner needs.
+        time_axis: of pickles: states and images have a leading axis of 1, which HIL-SERL's learner needs.
+        fps: of lerobot: steps a second; by default those of the data that are read, or 10.
+        task: of lerobot: what is to be done, in a sentence; by default that of the data.
+        video: of lerobot: cameras are films, which lose a little, else PNG.
     """
 
     format: OutputFormat | None = None
     time_axis: bool = False
+    fps: float | None = None
+    task: str | None = None
+    video: bool = True
 
     def write(self, path: Path, episodes: Iterable[Episode], attributes: dict[str, Any]) -> None:
-        """Write one data set."""
+        """Write one data set.
+
+        Raises:
+            ValueError: a flag is of another format.
+        """
         form = self.format_of(path)
-        if self.time_axis and form != "pickle":
-            raise ValueError(f"{path} is written as {form}; time_axis is for pickles")
-        write_dataset(path, episodes, form, {**attributes, **({"time_axis": True} if self.time_axis else {})})
+        given = {name: getattr(self, name) for name in OF_FORMAT if getattr(self, name) != getattr(Writing, name)}
+        for name in given:
+            if OF_FORMAT[name] != form:
+                raise ValueError(f"{path} is written as {form}; {name} is of {OF_FORMAT[name]}")
+        write_dataset(path, episodes, form, {**attributes, **given})
 
     def format_of(self, path: Path) -> str:
         """The format in which a file or folder is written."""
@@ -166,7 +180,7 @@ class Split(Writing):
 
     Attributes:
         paths: the data set to read, and the two files or folders to write.
-        fraction: part of the episodes that the first one gets.
+        fraction: part of the episodes that the first one gets; pieces of one recording stay together.
         seed: of the choice.
     """
 
@@ -237,11 +251,13 @@ def split(config: Split) -> int:
     if targets[0] == targets[1]:
         raise ValueError(f"both outputs are {targets[0]}; give two names")
     dataset = config.open(source)
-    episodes = sum(1 for _ in _followed(dataset)) if dataset.episodes is None else dataset.episodes
-    if episodes < 2:
-        raise DatasetError(f"{source} has {_count(episodes, 'episode')}; a split needs two")
-    first = min(max(round(config.fraction * episodes), 1), episodes - 1)
-    chosen = np.isin(np.arange(episodes), np.random.default_rng(config.seed).permutation(episodes)[:first])
+    recordings = _recordings(dataset)
+    count = recordings[-1] + 1 if recordings else 0
+    if count < 2:
+        raise DatasetError(f"{source} has {_count(count, 'episode')}; a split needs two")
+    first = min(max(round(config.fraction * count), 1), count - 1)
+    parts = np.random.default_rng(config.seed).permutation(count)[:first]
+    chosen = np.isin(recordings, parts)
     for target, wanted in zip(targets, (chosen.tolist(), (~chosen).tolist()), strict=True):
         config.write(target, _counted(_chosen(dataset, wanted), target), dataset.attributes)
     return 0
@@ -280,6 +296,20 @@ def _require_some(paths: Sequence[Path], count: int, what: str, exactly: bool = 
 def _followed(dataset: Dataset) -> Iterator[Episode]:
     """A pass over a data set that shows how far it is."""
     return tracked(dataset, dataset.steps, f"reading {dataset.path.name}", len)
+
+
+def _recordings(dataset: Dataset) -> list[int]:
+    """For each episode the number of its recording, from 0 on: episodes cut from one have its name among theirs."""
+    if dataset.episodes is not None:
+        return list(range(dataset.episodes))
+    numbers: list[int] = []
+    before: Any = None
+    for episode in _followed(dataset):
+        recording = episode.attributes.get("demo", episode.attributes.get("episode_index"))
+        same = recording is not None and recording == before
+        numbers.append((numbers[-1] if numbers else -1) + (not same))
+        before = recording
+    return numbers
 
 
 def _chosen(dataset: Dataset, wanted: Sequence[bool]) -> Iterator[Episode]:

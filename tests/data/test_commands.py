@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import pickle
 import re
 import subprocess
@@ -196,6 +198,37 @@ def test_merge_convert_and_split(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert firsts(parts[2]) != a
 
 
+def test_pieces_of_one_recording_stay_together(tmp_path: Path) -> None:
+    whole = tmp_path / "demos.hdf5"
+    pieces = [
+        dataclasses.replace(episode(number), terminated=np.arange(4) == 3, attributes={"demo": f"demo_{number // 2}"})
+        for number in range(8)
+    ]
+    for first, second in itertools.pairwise(pieces):  # one goes on where the other ended
+        for name, value in first.observations.items():
+            second.observations[name][0] = value[-1]
+    write_dataset(whole, pieces, "robomimic")
+    parts = [tmp_path / "a.pkl", tmp_path / "b.pkl"]
+    assert len(list(open_dataset(whole))) == 8
+    assert run(["split", str(whole), *map(str, parts), "--fraction", "0.5"]) == 0
+    assert [len(list(open_dataset(part))) for part in parts] == [4, 4]
+    found = [{float(e.actions[0, 0]) for e in open_dataset(part)} for part in parts]
+    values = [float(piece.actions[0, 0]) for piece in pieces]
+    for first, second in zip(values[::2], values[1::2], strict=True):
+        assert (first in found[0]) == (second in found[0])
+
+
+def test_flags_of_a_format_are_heeded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, out = write(tmp_path / "one.pkl", episode(0)), str(tmp_path / "out")
+    assert run(["convert", one, out, "--fps", "15", "--task", "lift the cube", "--video=False"]) == 0
+    dataset = open_dataset(out)
+    assert dataset.attributes["fps"] == 15
+    assert next(iter(dataset)).attributes["task"] == "lift the cube"
+    assert not list(Path(out).rglob("*.mp4"))
+    with pytest.raises(ValueError, match=r"x\.pkl is written as pickle; fps is of lerobot"):
+        run(["convert", one, str(tmp_path / "x.pkl"), "--fps", "15"])
+
+
 def test_what_can_not_be_done_is_said_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = write(tmp_path / "one.pkl", episode(0))
     other = write(tmp_path / "other.pkl", episode(1, actions=np.zeros((4, 3), np.float32)))
@@ -209,7 +242,7 @@ def test_what_can_not_be_done_is_said_and_leaves_nothing(tmp_path: Path, capsys:
         (["split", one, out, out, "--fraction", "1"], "fraction is 1.0; it lies between 0 and 1"),
         (["convert", one, other], r"other\.pkl exists; give another name"),
         (["convert", one, str(tmp_path / "out.zip")], r"its name does not say the format; give --format"),
-        (["convert", one, str(tmp_path / "out"), "--time_axis"], "out is written as lerobot; time_axis is for pickles"),
+        (["convert", one, str(tmp_path / "out"), "--time_axis"], "out is written as lerobot; time_axis is of pickle"),
         (["convert", one], "1 paths are given; give IN and OUT"),
         (["inspect", str(tmp_path / "absent")], "absent is not there"),
         (["inspect", one, "--max_episodes", "0"], "max_episodes is 0"),
