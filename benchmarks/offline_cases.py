@@ -37,10 +37,12 @@ class Case:
     Attributes:
         title: what tables and pictures call it.
         flags: of ``train_offline``.
+        seeds: only the first so many of the seeds, for a comparison on the side; None for all.
     """
 
     title: str
     flags: str
+    seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,9 @@ PICKCUBE = Task(
         "cql": Case(
             "CQL, rewards times 20", f"--algorithm cql --reward_scale 20 {CQL} alpha=1 initial_temperature=0.2"
         ),
-        "cql_unscaled": Case("CQL", f"--algorithm cql {CQL} alpha=0.05 initial_temperature=0.01"),
-        "iql": Case("IQL, beta 3", "--algorithm iql --algorithm_options expectile=0.9"),
-        "bc": Case("BC, a std per state", "--algorithm bc"),
+        "cql_unscaled": Case("CQL", f"--algorithm cql {CQL} alpha=0.05 initial_temperature=0.01", 1),
+        "iql": Case("IQL, beta 3", "--algorithm iql --algorithm_options expectile=0.9", 1),
+        "bc": Case("BC, a std per state", "--algorithm bc", 1),
     },
     updates=5000,
     flags="--discount 0.95 --eval_interval 1000 --eval_episodes 20 --final_eval_episodes 50",

@@ -77,8 +77,9 @@ def jobs_of(config: ResultsConfig) -> list[Job]:
     task = config.setup
     return [
         Job(data, case, seed, config.runs / f"{Path(file).stem}_{case}_seed{seed}")
-        for seed in config.seeds
+        for index, seed in enumerate(config.seeds)
         for case in config.cases or task.cases
+        if index < (task.cases[case].seeds or len(config.seeds))
         for data, file in task.data.items()
     ]
 

@@ -120,7 +120,8 @@ def plot_q_values(metrics_csv: str | Path, png: str | Path) -> Path | None:
     }
     for name, (axes, marks, label, colour) in drawn.items():
         if len(curves[name][0]):
-            axes.plot(*curves[name], marks, markersize=4, color=colour, label=label)
+            size = 7 if name == "q_policy" else 4  # it shows behind what it is equal to
+            axes.plot(*curves[name], marks, markersize=size, color=colour, label=label)
     values.set_ylabel("discounted return")
     actions.set_ylabel("per coordinate of an action")
     actions.set_ylim(bottom=0)

@@ -20,7 +20,7 @@ NEEDED = ("encoder", "actor", "critic")
 FREE = (
     "critic_ensemble_size", "critic_subsample_size", "initial_temperature", "target_entropy", "backup_entropy",
     "target_update_rate", "learning_rate", "warmup_steps", "cosine_decay_steps", "weight_decay", "clip_gradient_norm",
-    "encoder_dropout", "crop_padding",
+    "encoder_dropout", "crop_padding", "bc_weight",
 )  # fmt: skip
 """Settings of SAC that may change from one run to the next: they say how to learn, not what the networks compute."""
 

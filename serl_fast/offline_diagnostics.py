@@ -11,7 +11,7 @@ from torch import Tensor
 from serl_fast.agents.hybrid_sac import split_action
 from serl_fast.core import Agent, Observations, require_policy
 from serl_fast.data.batches import to_tensors
-from serl_fast.data.offline import Summary
+from serl_fast.data.offline import Summary, known
 from serl_fast.replay import ReplayStore
 
 ROWS = 2048
@@ -37,8 +37,8 @@ class Diagnostics:
     * ``offline/q_data``: mean of Q(s, a), the mean over the ensemble, a from the data;
     * ``offline/q_policy``: mean of Q(s, pi(s)), pi(s) the mode;
     * ``offline/q_gap``: their difference;
-    * ``offline/mc_return``: mean of the data's discounted Monte-Carlo returns, which is Q(data) of the policy that made
-      them;
+    * ``offline/mc_return``: mean of the data's discounted Monte-Carlo returns, where they are known: Q(data) of the
+      policy that made them, but for what followed behind time limits;
     * ``offline/q_error``: Q(data) above that;
     * ``offline/action_distance``: mean square of a coordinate of pi(s) - a;
     * ``offline/saturated`` and ``offline/saturated_data``: part of the coordinates beyond ±0.99, of pi(s) and of a.
@@ -65,7 +65,9 @@ class Diagnostics:
         """The metrics for the networks as they are after ``updates`` gradient steps; remembers what they cross."""
         with torch.no_grad():
             parts = [self._of(rows) for rows in np.split(self._rows, range(CHUNK, len(self._rows), CHUNK))]
-        means = {name: float(torch.cat([part[name] for part in parts]).double().mean()) for name in parts[0]}
+        values = {name: torch.cat([part[name] for part in parts]).double() for name in parts[0]}
+        values["offline/mc_return"] = values["offline/mc_return"][known(values["offline/mc_return"].numpy())]
+        means = {name: float(value.mean()) for name, value in values.items()}
         if "offline/q_data" in means:
             means["offline/q_gap"] = means["offline/q_policy"] - means["offline/q_data"]
             means["offline/q_error"] = means["offline/q_data"] - means["offline/mc_return"]
@@ -75,7 +77,7 @@ class Diagnostics:
 
     def crossed(self, means: dict[str, float]) -> list[str]:
         """What of the measured ``means`` crosses its threshold, in words."""
-        if "offline/q_gap" not in means:
+        if "offline/q_gap" not in means or not self._summary.known:
             return []
         spread = max(self._summary.mc_highest - self._summary.mc_lowest, 1e-9)
         gap, distance = means["offline/q_gap"] / spread, means["offline/action_distance"]

@@ -65,6 +65,7 @@ class Run:
         torch.set_num_threads(config.threads or default_threads(bool(config.image_keys), self.device))
         self.counters, self.stop = Counters(), Stop()
         self.interrupted = False
+        self._found_out: dict[str, Any] = {}
 
     # What a command adds.
 
@@ -277,9 +278,9 @@ class Run:
         )
 
     def write_config(self, **more: Any) -> None:
-        """Write ``config.json``: the flags, and what came of them."""
-        used = {"execution_used": self.engine.execution, "device_used": str(self.device)}
-        self.logger.write_config({**plain_values(self.config), **used, **more})
+        """Write ``config.json``: the flags, and what came of them; ``more`` is in it from then on."""
+        self._found_out |= {"execution_used": self.engine.execution, "device_used": str(self.device), **more}
+        self.logger.write_config({**plain_values(self.config), **self._found_out})
 
     # Saving.
 

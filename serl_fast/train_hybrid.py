@@ -153,6 +153,11 @@ class Run(runs.Run):
         """The actor's."""
         return {"actor": self.actor.state_dict()}
 
+    def policy_content(self) -> dict[str, Any]:
+        """What acting needs, and what a run that goes on from here must agree with."""
+        drop_idle = bool(self.selection and self.selection.drop_idle)
+        return {**super().policy_content(), "offline": {"discount": self.config.discount, "drop_idle": drop_idle}}
+
     def final_policy(self) -> None:
         """Put into the agent's networks the very policy that passed the evaluation, if one did."""
         if self.actor.accepted is not None:
@@ -194,7 +199,15 @@ class Run(runs.Run):
         state_dim = space.get("state", EMPTY_STATE).shape[0]
         sizes = [space[key].shape[:2] for key in config.image_keys]
         if self.initial is not None and self.initial.keeps_its_agent:
+            if config.algorithm not in ("sac", self.initial.algorithm):
+                raise ValueError(
+                    f"--algorithm is {config.algorithm}; the run goes on with that of {self.initial.path}, "
+                    f"{self.initial.algorithm}: leave the flag out"
+                )
             agent = self.initial.agent(state_dim, mode.action_dim, config.image_keys)
+            if config.augment == "dali" and agent.settings["config"]["crop_padding"]:
+                raise ValueError(f"augment is 'dali'; the agent of {self.initial.path} crops by itself: give another")
+            print(f"algorithm {self.initial.algorithm} with the checkpoint's settings; flags of SAC have no effect")
         elif config.algorithm == "sac":
             agent = build_agent(state_dim, mode.action_dim, mode.grippers, config.image_keys, config.agent(sizes))
         else:
@@ -226,6 +239,11 @@ class Run(runs.Run):
         config = self.config
         if not config.feature_cache:
             return None
+        if self.selection and self.selection.columns:
+            raise ValueError(
+                f"feature_cache is {config.feature_cache}; {self.agent.settings['algorithm']} needs "
+                f"{', '.join(self.selection.columns)} of every step, which the cache does not have: give 0"
+            )
         keys, shapes = frozen_encoder(self.agent).image_keys, self.spaces.observations
         networks = self.agent.networks.to(self.device)
         encoder = CropEncoder(

@@ -24,7 +24,7 @@ from serl_fast.data.formats import open_dataset
 from serl_fast.data.offline import Selection, Summary, best_episodes, pieces_of, prepared
 from serl_fast.data.readers import make_reader
 from serl_fast.engine import PolicyPublisher, PolicyRunner
-from serl_fast.envs import SETUP_MODES, make_env
+from serl_fast.envs import SETUP_MODES, action_range, make_env
 from serl_fast.evaluation import Evaluations
 from serl_fast.figures import plot_q_values
 from serl_fast.logging import RunLogger
@@ -32,7 +32,7 @@ from serl_fast.loop import Learner, run_alone
 from serl_fast.offline_diagnostics import Diagnostics
 from serl_fast.replay import ReplayStore
 from serl_fast.schedule import crossed
-from serl_fast.train_hybrid_setup import example_transition, new_directory, spaces_of, with_next_actions
+from serl_fast.train_hybrid_setup import close_quietly, example_transition, new_directory, spaces_of, with_next_actions
 from serl_fast.train_offline_config import TrainOfflineConfig
 
 
@@ -50,8 +50,13 @@ class Run(runs.Run):
         env = self._environment()
         self.summary = Summary()
         self.data = self._store(env, seeds[2])
+        if env is not None and not (config.eval_interval or config.final_eval_episodes):
+            close_quietly(env)  # it has said what it observes and takes
+            env = None
         self.agent = self.take_weights(self._agent(), checkpoint)
-        if checkpoint is None:
+        if checkpoint is not None:
+            self._require_same_data(checkpoint)
+        else:
             self.normalize(self.data)
         reader, why = make_reader(
             config.replay_device, [self.data], config.batch_size, config.gamma, self.device, updates=config.block
@@ -113,10 +118,24 @@ class Run(runs.Run):
 
     def policy_content(self) -> dict[str, Any]:
         """What acting needs, and what the data went through."""
+        return {**super().policy_content(), "offline": self._prepared()}
+
+    def _prepared(self) -> dict[str, Any]:
+        """What the data went through, and what the values are of."""
         config = self.config
-        names = ("drop_idle", "filter_key", "top_return", "reward_scale", "reward_bias")
-        prepared = {name: getattr(config, name) for name in names}
-        return {**super().policy_content(), "offline": {**prepared, "discount": config.gamma}}
+        names = ("drop_idle", "filter_key", "top_return", "reward_scale", "reward_bias", "normalize_state")
+        flags = {name: getattr(config, name) for name in names}
+        return {**flags, "discount": config.gamma, "cta_ratio": config.block, "transitions": self.summary.transitions}
+
+    def _require_same_data(self, checkpoint: dict[str, Any]) -> None:
+        saved, mine = checkpoint.get("offline", {}), self._prepared()
+        differing = [
+            f"{name} {value}, not {mine.get(name)}" for name, value in saved.items() if value != mine.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"the run to resume has {'; '.join(differing)}: resume it with its own flags and data, or begin another"
+            )
 
     def _between(self) -> None:
         """After every call of the engine: what is due every ``eval_interval`` gradient steps."""
@@ -135,7 +154,7 @@ class Run(runs.Run):
 
     def _environment(self) -> gymnasium.Env[Any, Any] | None:
         config = self.config
-        if config.env is None or not (config.eval_interval or config.final_eval_episodes):
+        if config.env is None:
             return None
         mode = SETUP_MODES[config.setup_mode] if config.setup_mode else None
         size = config.image_size
@@ -148,7 +167,7 @@ class Run(runs.Run):
         datasets = [open_dataset(path, options) for path in config.demo_paths]
         kept = best_episodes(datasets, config.top_return)
         selection = Selection(
-            config.gamma, config.reward_scale, config.reward_bias, config.drop_idle, action_range(env)
+            config.gamma, config.reward_scale, config.reward_bias, config.drop_idle, action_range(env) if env else None
         )
         if env is not None:
             example = example_transition(spaces_of(env), selection.columns)
@@ -178,7 +197,10 @@ class Run(runs.Run):
         cautious = config.algorithm == "td3bc" and not self.summary.failures
         settings = config.agent([shapes[key][:2] for key in config.image_keys], {"alpha": 0.25} if cautious else {})
         if cautious:
-            print(f"alpha {settings.alpha:g}: the data hold no failures (the paper's 2.5 is for mixed data)")
+            print(
+                f"alpha {settings.alpha:g}: every episode ends terminated, as demonstrations do (the paper's 2.5 is for "
+                "mixed data; --algorithm_options alpha=2.5)"
+            )
         grippers = SETUP_MODES[config.setup_mode].grippers if config.setup_mode else 0
         if config.algorithm == "sac":
             return with_next_actions(build_agent(state_dim, action_dim, grippers, config.image_keys, settings))
@@ -186,30 +208,19 @@ class Run(runs.Run):
         return with_next_actions(build(state_dim, action_dim, config.image_keys, settings))
 
     def _warn(self) -> None:
-        if self.config.algorithm != "sac":
+        if self.config.algorithm != "sac" or self.agent.settings["config"]["bc_weight"]:
             return
         found = (
-            f"the data hold no failures ({self.summary.episodes} episodes, all end in success)"
+            f"the data seem to hold no failures ({self.summary.episodes} episodes, all end terminated)"
             if not self.summary.failures
             else "the data can not contradict it where they have no such actions"
         )
         print(
             f"warning: algorithm sac has no regulariser and {found}: it learns too high values for actions that are "
-            "not in the data, and its policy goes there; q_values.png shows it. Use --algorithm iql, td3bc "
-            "(--algorithm_options alpha=0.25 for demonstrations), rebrac, calql or bc",
+            "not in the data, and its policy goes there; q_values.png shows it. Use --algorithm iql, td3bc, rebrac, "
+            "calql or bc, or give sac --algorithm_options bc_weight=1",
             flush=True,
         )
-
-
-def action_range(env: gymnasium.Env[Any, Any] | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Low and high of the actions as the environment itself takes them, or None for -1 and 1."""
-    if env is None:
-        return None
-    space = env.unwrapped.action_space
-    assert isinstance(space, gymnasium.spaces.Box)
-    if (space.low == -1).all() and (space.high == 1).all():
-        return None
-    return space.low, space.high
 
 
 def first_transition(dataset: Dataset, selection: Selection) -> dict[str, Any]:

@@ -204,8 +204,12 @@ def options(kind: type[Any], given: Sequence[str], algorithm: str) -> dict[str, 
         key, equals, text = each.partition("=")
         if not equals:
             raise ValueError(f"algorithm_options has {each!r}; give key=value, for example alpha=0.25")
+        if key in ("reward_scale", "reward_bias"):
+            raise ValueError(
+                f"algorithm_options has {each!r}; give --{key} {text}, which the data's returns follow too"
+            )
         if key not in hints:
-            known = ", ".join(field.name for field in dataclasses.fields(kind))
+            known = ", ".join(f.name for f in dataclasses.fields(kind) if f.name not in ("reward_scale", "reward_bias"))
             raise ValueError(f"algorithm {algorithm} has no option {key!r}; it has {known}")
         values[key] = _value(text, hints[key], key)
     return values

@@ -61,7 +61,7 @@ def store(actions: list[list[float]], returns: list[float]) -> ReplayStore:
 
 
 DATA = [[0.5, -0.5], [1.0, 0.0]], [2.0, 4.0]
-SUMMARY = Summary(mc_lowest=0.0, mc_highest=10.0)
+SUMMARY = Summary(known=1, mc_lowest=0.0, mc_highest=10.0)
 
 
 def test_values_by_hand():

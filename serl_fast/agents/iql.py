@@ -1,7 +1,8 @@
 """Implicit Q-learning (Kostrikov et al. 2022): values from the data's actions alone, then weighted imitation.
 
 No loss ever asks for the value of an action that is not in the data. One critic step and one of the actor each update
-(``critic_to_actor_ratio`` 1). Normalise the states of MuJoCo tasks (``agents.parts.normalize_states``).
+(``critic_to_actor_ratio`` 1). On MuJoCo tasks the authors scale the rewards to returns that span 1000, and CORL
+normalises the states instead (``agents.parts.normalize_states``).
 
 Differences from CORL's ``algorithms/offline/iql.py``:
 

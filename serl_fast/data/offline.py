@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serl_fast.data.episodes import Array, Dataset, DatasetError, Episode
+from serl_fast.data.pieces import continues
 from serl_fast.replay import ReplayStore
 
 ACTION_LIMIT = 1 - 1e-5
@@ -21,6 +21,13 @@ MC_RETURNS = "mc_returns"
 """The field of the discounted returns, see :func:`discounted_returns`."""
 UNKNOWN = np.float32(-1e30)
 """A return that is not known: as a lower bound it says nothing. (Stores take finite numbers only.)"""
+
+
+def known(returns: Array) -> Array:
+    """Which of some returns are known, bool."""
+    return returns > 0.5 * UNKNOWN
+
+
 FOLLOWING = "following_actions"
 """The field of the action of the next step, float32 [A]; the last step of an episode has its own there. Batches hold it
 as ``next_actions``, a name which stores keep for themselves."""
@@ -57,16 +64,19 @@ class Selection:
 class Summary:
     """What was learned from.
 
+    A recording that goes on after an end is one episode, which ends terminated.
+
     Attributes:
         episodes: how many.
         transitions: how many, dropped ones not counted.
-        failures: episodes whose last step is not terminated: nothing was reached before they ended.
+        failures: episodes without a terminated step: nothing was reached before they ended.
         idle: transitions that were dropped.
         returns: undiscounted, of the rewards as they are in the data, by episode.
-        mc_return: mean of the discounted returns from every transition on, dropped ones too, of the rewards as the
-            agent sees them.
-        mc_lowest: the lowest of them.
-        mc_highest: the highest of them.
+        known: transitions whose discounted return is known.
+        mc_return: mean of the known discounted returns from every transition on, dropped ones too, of the rewards as
+            the agent sees them; NaN where there is none.
+        mc_lowest: the lowest of them; infinite where there is none.
+        mc_highest: the highest of them; infinite where there is none.
     """
 
     episodes: int = 0
@@ -74,44 +84,54 @@ class Summary:
     failures: int = 0
     idle: int = 0
     returns: list[float] = field(default_factory=list)
-    mc_return: float = 0.0
+    known: int = 0
+    mc_return: float = np.nan
     mc_lowest: float = np.inf
     mc_highest: float = -np.inf
 
-    def add(self, episode: Episode, pieces: Sequence[Episode], selection: Selection) -> None:
-        """Count an episode and what was kept of it."""
-        returns = discounted_returns(
-            selection.rewards(episode.rewards), bool(episode.terminated[-1]), selection.discount
-        )
-        kept, before = sum(map(len, pieces)), self.transitions + self.idle
-        self.episodes += 1
-        self.failures += not bool(episode.terminated[-1])
+    def add(self, episode: Episode, pieces: Sequence[Episode], selection: Selection, goes_on: bool = False) -> None:
+        """Count an episode and what was kept of it; ``goes_on``: it continues the one before, behind its end."""
+        kept = sum(map(len, pieces))
         self.idle += len(episode) - kept
-        self.returns.append(_return_of(episode))
         self.transitions += kept
-        total = before * self.mc_return + float(returns.sum(dtype=np.float64))
-        self.mc_return = total / (before + len(episode))
-        self.mc_lowest = min(self.mc_lowest, float(returns.min()))
-        self.mc_highest = max(self.mc_highest, float(returns.max()))
+        if goes_on:
+            self.returns[-1] += _return_of(episode)
+        else:
+            self.episodes += 1
+            self.failures += not bool(episode.terminated[-1])
+            self.returns.append(_return_of(episode))
+        returns = _returns_from(episode, selection)
+        returns = returns[known(returns)]
+        if len(returns):
+            before = self.known * self.mc_return if self.known else 0.0
+            self.known += len(returns)
+            self.mc_return = (before + float(returns.sum(dtype=np.float64))) / self.known
+            self.mc_lowest = min(self.mc_lowest, float(returns.min()))
+            self.mc_highest = max(self.mc_highest, float(returns.max()))
 
     def plain(self) -> dict[str, Any]:
-        """As JSON takes it, without the single returns."""
+        """As JSON takes it, without the single returns; None for what is not known."""
         numbers = {name: value for name, value in vars(self).items() if name != "returns"}
-        return {**numbers, "mean_return": float(np.mean(self.returns)) if self.returns else 0.0}
+        values = {**numbers, "mean_return": float(np.mean(self.returns)) if self.returns else 0.0}
+        return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
     def describe(self) -> str:
         """One line."""
         ends = f"{self.episodes - self.failures} end terminated" if self.failures else "all end terminated"
         idle = f", {self.idle} idle steps dropped" if self.idle else ""
+        later = f"{self.mc_return:.4g} ({self.mc_lowest:.4g} to {self.mc_highest:.4g})" if self.known else "not known"
         return (
             f"{self.transitions} transitions of {self.episodes} episodes ({ends}{idle}); "
             f"return {np.mean(self.returns):.4g} ({min(self.returns):.4g} to {max(self.returns):.4g}); "
-            f"discounted, from each transition on, {self.mc_return:.4g} ({self.mc_lowest:.4g} to {self.mc_highest:.4g})"
+            f"discounted, from each transition on, {later}"
         )
 
 
 def best_episodes(datasets: Sequence[Dataset], part: float) -> dict[Path, set[int]] | None:
     """The numbers of the episodes with the highest undiscounted return, by data set; the earlier one among equals.
+
+    The pieces of a recording that goes on after an end count as one, with the return of all of them: what is left of a
+    demonstration in its goal is none by itself.
 
     Args:
         datasets: all are compared with each other.
@@ -119,10 +139,17 @@ def best_episodes(datasets: Sequence[Dataset], part: float) -> dict[Path, set[in
     """
     if part >= 1:
         return None
-    found = [(-_return_of(e), d.path, number) for d in datasets for number, e in enumerate(d)]
+    found: list[tuple[float, Path, list[int]]] = []
+    for dataset in datasets:
+        for number, (episode, goes_on) in enumerate(_with_continuations(dataset)):
+            if goes_on:
+                before, path, numbers = found.pop()
+                found.append((before + _return_of(episode), path, [*numbers, number]))
+            else:
+                found.append((_return_of(episode), dataset.path, [number]))
     kept: dict[Path, set[int]] = {dataset.path: set() for dataset in datasets}
-    for _, path, number in sorted(found, key=lambda entry: entry[0])[: max(1, round(part * len(found)))]:
-        kept[path].add(number)
+    for _, path, numbers in sorted(found, key=lambda entry: -entry[0])[: max(1, round(part * len(found)))]:
+        kept[path].update(numbers)
     return kept
 
 
@@ -141,7 +168,7 @@ def prepared(
     """
 
     def read() -> Iterator[Episode]:
-        for number, episode in enumerate(dataset.read()):
+        for number, (episode, goes_on) in enumerate(_with_continuations(dataset.read())):
             if kept is not None and number not in kept:
                 continue
             try:
@@ -149,7 +176,7 @@ def prepared(
             except DatasetError as error:
                 raise DatasetError(f"{dataset.path}, {episode.name}: {error}") from None
             if summary is not None:
-                summary.add(episode, pieces, selection)
+                summary.add(episode, pieces, selection, goes_on)
             yield from pieces
 
     all_there = kept is None and not selection.drop_idle
@@ -163,9 +190,8 @@ def pieces_of(episode: Episode, selection: Selection) -> list[Episode]:
         DatasetError: an action is out of range.
     """
     actions = _scaled(episode.actions, selection)
-    returns = partial(discounted_returns, terminated=bool(episode.terminated[-1]), discount=selection.discount)
     further = {
-        MC_RETURNS: returns(selection.rewards(episode.rewards)),
+        MC_RETURNS: _returns_from(episode, selection),
         FOLLOWING: np.concatenate([actions[1:], actions[-1:]]),
     }
     extras = {**episode.extras, **{name: further[name] for name in selection.columns}}
@@ -181,19 +207,22 @@ def pieces_of(episode: Episode, selection: Selection) -> list[Episode]:
 def discounted_returns(rewards: Array, terminated: bool, discount: float) -> npt.NDArray[np.float32]:
     """Monte-Carlo returns of an episode, G_t = r_t + discount * G_{t+1}, float32 [T].
 
-    Behind the last step G is 0. Where it is not terminated, nothing is known of what would follow, and 0 stands for it
-    too; but where all rewards are equal, nothing ever happened and goes on not happening: G = r / (1 - discount).
+    Behind the last step G is 0. Where it is not terminated, the episode was cut; nothing is known of what would follow,
+    and 0 stands for it too. But where every step cost the same, the goal was never reached and goes on not being
+    reached: G = r / (1 - discount).
 
     Args:
         rewards: float [T].
         terminated: whether the task ended with the last step.
         discount: gamma, in [0, 1].
 
-    Source: Cal-QL (Nakamoto et al. 2023), ``calc_return_to_go`` of its code, which has both rules.
+    Source: Cal-QL (Nakamoto et al. 2023), ``calc_return_to_go`` of its code, which has both rules (the second one for
+    tasks whose only rewards are a cost per step and the goal's).
     """
     values = rewards.astype(np.float64)
     following = 0.0
-    if not terminated and discount < 1 and (values == values[0]).all():
+    failed = len(values) > 1 and values[0] < 0 and (values == values[0]).all()
+    if not terminated and discount < 1 and failed:
         following = values[0] / (1 - discount)
     for step in range(len(values) - 1, -1, -1):
         values[step] = following = values[step] + discount * following
@@ -230,6 +259,22 @@ class FilledLater:
             rewards = selection.rewards(np.array(self._rewards, np.float32))
             returns = discounted_returns(rewards, bool(transition["terminated"]), selection.discount)
             self.store.relabel(MC_RETURNS, np.arange(newest + 1 - len(rewards), newest + 1), returns)
+
+
+def _with_continuations(episodes: Iterable[Episode]) -> Iterator[tuple[Episode, bool]]:
+    """Every episode, and whether it goes on where the one before it ended terminated."""
+    before: Episode | None = None
+    for episode in episodes:
+        yield episode, before is not None and bool(before.terminated[-1]) and continues(before, episode)
+        before = episode
+
+
+def _returns_from(episode: Episode, selection: Selection) -> npt.NDArray[np.float32]:
+    """:func:`discounted_returns` of an episode as the agent sees it; :data:`UNKNOWN` where it has no end."""
+    terminated, truncated = bool(episode.terminated[-1]), bool(episode.truncated[-1])
+    if not (terminated or truncated):
+        return np.full(len(episode), UNKNOWN)
+    return discounted_returns(selection.rewards(episode.rewards), terminated, selection.discount)
 
 
 def _return_of(episode: Episode) -> float:

@@ -165,7 +165,22 @@ def _rescaled(env: gymnasium.Env[Any, Any], env_id: str) -> gymnasium.Env[Any, A
         raise ValueError(f"{env_id} has action space {space}; a bounded Box of one axis is needed")
     if np.all(space.low == -1) and np.all(space.high == 1):
         return env
-    return gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    return _Rescaled(env, np.float32(-1), np.float32(1))
+
+
+class _Rescaled(gymnasium.wrappers.RescaleAction[Any, Any]):
+    """What :func:`make_env` rescaled, and not the environment's maker."""
+
+
+def action_range(env: gymnasium.Env[Any, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Low and high of the actions, float [A] each, of an environment that :func:`make_env` rescaled; else None."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, _Rescaled):
+            space = env.env.action_space
+            assert isinstance(space, spaces.Box)
+            return space.low, space.high
+        env = env.env
+    return None
 
 
 class HeldGripper(gymnasium.ActionWrapper[Any, Any, Any]):

@@ -58,7 +58,9 @@ def test_the_table_tells_the_rewards_word_from_the_truth(tmp_path):
         ["4", "40", "1.0", "0.9", "1.0", "0.92"],
     ]
     Path(folder / "metrics.csv").write_text("\n".join(",".join(row) for row in rows) + "\n")
+    said = "episodes      200\nsuccess rate  100.0%\ntrue success  91.5% (the environment's own verdict)\n"
+    classifier_reward.evaluation(folder).write_text(said)
     title = classifier_reward.VARIANTS["height"][0]
-    assert table(config).splitlines()[-1] == f"| {title} | 0 | 100% | 92% | 30 |"
+    assert table(config).splitlines()[-1] == f"| {title} | 0 | 100.0% | 91.5% | 30 | 21% |"
     assert classifier_reward.finished(folder)
     assert not classifier_reward.finished(tmp_path / "height_seed1")

@@ -1,11 +1,13 @@
 """``train_offline`` really runs, on the CPU, for a few steps; and ``train_hybrid --init`` goes on from it."""
 
 import csv
+import dataclasses
 import json
 import re
 import signal
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from serl_fast.checkpoint import load_checkpoint
 from serl_fast.cli import parse
 from serl_fast.data.episodes import Episode
 from serl_fast.data.formats import write_dataset
-from serl_fast.data.offline import ACTION_LIMIT, FOLLOWING
+from serl_fast.data.offline import ACTION_LIMIT, FOLLOWING, UNKNOWN
 from serl_fast.loop import Learner
 from serl_fast.replay import ReplayStore
 from serl_fast.train_offline_config import OFFERED, TrainOfflineConfig
@@ -114,6 +116,36 @@ def test_config_says_what_was_learned_from(made):
     assert (config["discount"], config["cta_ratio"]) == (0.99, 2)
 
 
+class Wide(ToyArm):
+    """Actions in [-2, 2]."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.action_space = gymnasium.spaces.Box(-2, 2, (7,), np.float32)
+
+
+@pytest.mark.parametrize("by_maker", [False, True])
+def test_actions_are_scaled_once_whether_or_not_the_run_evaluates(by_maker, demos, tmp_path, monkeypatch):
+    make = (lambda **k: gymnasium.wrappers.RescaleAction(Wide(**k), -1, 1)) if by_maker else Wide
+    monkeypatch.setitem(
+        gymnasium.registry, "toy/Scaled-v0", gymnasium.envs.registration.EnvSpec("toy/Scaled-v0", entry_point=make)
+    )
+    recorded = episodes()[0].actions[0]
+    for evaluations in (0, 1):
+        flags = [*TINY, "--env=toy/Scaled-v0", "--demo_paths", str(demos), "--algorithm=bc", "--max_steps=1"]
+        flags += [
+            "--save_dir",
+            str(tmp_path / str(evaluations)),
+            f"--final_eval_episodes={evaluations}",
+            "--eval_interval=0",
+        ]
+        run = train_offline.Run(parse(TrainOfflineConfig, flags, description=""))
+        stored = run.data.batch_at([0])["actions"][0]
+        np.testing.assert_allclose(stored, np.clip(recorded if by_maker else recorded / 2, -ACTION_LIMIT, ACTION_LIMIT))
+        assert (run.evaluations.env is not None) == bool(evaluations)
+        run.close()
+
+
 def test_evaluation_on_the_way_at_the_end_and_by_its_own_command(demos, tmp_path, capsys):
     flags = ["--env=toy/Arm-v0", "--eval_interval=2", "--eval_episodes=1", "--final_eval_episodes=2"]
     run = tmp_path / "run"
@@ -125,7 +157,7 @@ def test_evaluation_on_the_way_at_the_end_and_by_its_own_command(demos, tmp_path
     assert (run / "success.png").exists()
     printed = capsys.readouterr().out
     assert "success rate over 2 fresh episodes" in printed
-    assert "alpha 0.25: the data hold no failures" in printed
+    assert "alpha 0.25: every episode ends terminated" in printed
     assert evaluate.run(["--checkpoint", str(run / "final_model.pth"), "--episodes", "1"]) == 0
     assert "success rate" in capsys.readouterr().out
 
@@ -141,6 +173,10 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(demos, made, tmp_pat
     for more, message in (
         (["--resume", "--algorithm=iql"], "algorithm rebrac, not iql"),
         (["--resume", "--lr=3e-4"], "actor_learning_rate 0.001, not 0.0003"),
+        (
+            ["--resume", "--discount=0.5", "--top_return=0.3"],
+            "top_return 1.0, not 0.3; discount 0.99, not 0.5; transitions",
+        ),
         ([], "holds a run already"),
     ):
         assert message in mistake(train_offline.run, [*flags, *more], capsys)
@@ -168,8 +204,15 @@ def test_sac_warns_of_itself_and_its_values_show_it(demos, tmp_path, monkeypatch
     flags = ["--demo_paths", str(demos), "--algorithm_options", SMALL, "--save_dir"]
     train_offline.run([*TINY, *flags, str(tmp_path / "demos")])
     printed = capsys.readouterr().out
-    assert "algorithm sac has no regulariser and the data hold no failures (3 episodes, all end in success)" in printed
+    assert (
+        "algorithm sac has no regulariser and the data seem to hold no failures (3 episodes, all end terminated)"
+        in printed
+    )
     assert printed.count("Such values come from no data") == 1
+    train_offline.run(
+        [*TINY, *flags[:2], "--algorithm_options", SMALL, "bc_weight=1", "--save_dir", str(tmp_path / "bc")]
+    )
+    assert "regulariser" not in capsys.readouterr().out
     mixed = tmp_path / "mixed.pkl"
     write_dataset(mixed, [*episodes(), *episodes(success=False)], "pickle")
     flags = ["--demo_paths", str(mixed), "--algorithm=td3bc", "--algorithm_options", SMALL, "--save_dir"]
@@ -197,6 +240,10 @@ def test_options_reach_the_algorithm():
         (["--algorithm=iql", "--algorithm_options", "beta=big"], "option beta is 'big'; accepted: float"),
         (["--algorithm=iql", "--algorithm_options", "beta"], "algorithm_options has 'beta'; give key=value"),
         (["--algorithm=iql", "--algorithm_options", "expectile=2"], r"expectile is 2.0; it must be in (0, 1)"),
+        (
+            ["--algorithm=iql", "--algorithm_options", "reward_bias=-1"],
+            "give --reward_bias -1, which the data's returns",
+        ),
         (["--algorithm=own:agent", "--lr=1"], "leave out --lr and --algorithm_options"),
         (["--top_return=0"], r"top_return is 0.0; it must be in (0, 1]"),
         (["--reward_scale=0"], "reward_scale is 0.0"),
@@ -232,8 +279,17 @@ def test_training_goes_on_with_the_algorithm_of_the_checkpoint(algorithm, made, 
     batch = stored.batch_at(np.arange(len(stored)))
     assert np.abs(batch["actions"]).max() <= np.float32(ACTION_LIMIT)
     assert (FOLLOWING in batch, "mc_returns" in batch) == (algorithm == "rebrac", algorithm == "calql")
+    online = ReplayStore.load(tmp_path / "replay_4" / "online")
+    found = online.batch_at(np.arange(len(online)))
+    if algorithm == "rebrac":  # its own steps get the action that followed
+        np.testing.assert_array_equal(found[FOLLOWING][:-1], found["actions"][1:])
+    elif algorithm == "calql":  # no episode has ended yet
+        assert (found["mc_returns"] == UNKNOWN).all()
     assert train_hybrid.run([*HYBRID, *flags, "--resume", "--max_steps=6"]) == 0
     assert load_checkpoint(tmp_path / "checkpoint_6.pth")["updates"] == 6
+    chained = ["--init", str(tmp_path / "final_model.pth"), "--save_dir", str(tmp_path / "next")]
+    with pytest.raises(ValueError, match=r"give --discount 0\.99"):
+        build(*chained)
 
 
 def build(*flags: str) -> train_hybrid.Run:
@@ -255,6 +311,22 @@ def test_training_goes_on_with_the_weights_the_targets_and_adam(made, demos, tmp
     assert torch.equal(other.agent.networks.state_dict()["actor.mean.weight"], saved["networks"]["actor.mean.weight"])
 
 
+def test_cached_features_lack_what_some_algorithms_need(made, demos, tmp_path):
+    start = ["--init", str(made("calql") / "checkpoint_6.pth"), "--demo_paths", str(demos), "--discount=0.99"]
+    run = build(*start, "--save_dir", str(tmp_path))
+    run.config = dataclasses.replace(run.config, image_keys=("front",), feature_cache=2)
+    with pytest.raises(ValueError, match="feature_cache is 2; calql needs mc_returns of every step"):
+        run._feature_caches(0)
+
+
+def test_what_a_run_found_out_stays_in_its_config(made, demos, tmp_path):
+    flags = [*TINY, "--demo_paths", str(demos), "--algorithm=td3bc", "--save_dir", str(tmp_path)]
+    run = train_offline.Run(parse(TrainOfflineConfig, flags, description=""))
+    run.write_config()  # as after a step that did not compile
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["discount"], config["cta_ratio"], config["data"]["episodes"]) == (0.99, 2, 3)
+
+
 def test_a_schedule_that_has_ended_starts_anew(made, tmp_path, capsys):
     run = made("iql", "--algorithm_options", SMALL, "actor_cosine_decay_steps=6")
     build("--init", str(run / "checkpoint_6.pth"), "--discount=0.99", "--save_dir", str(tmp_path))
@@ -271,6 +343,11 @@ def test_the_encoder_has_one_origin(capsys):
     [
         (("bc",), ["--discount=0.99"], "is of algorithm bc, which has no critic"),
         (("iql",), [], "--discount is 0.95; the values of .* have 0.99: give --discount 0.99"),
+        (
+            ("iql",),
+            ["--discount=0.99", "--algorithm=own:agent"],
+            "--algorithm is own:agent; the run goes on with",
+        ),
         (("iql",), ["--discount=0.99", "--setup_mode=single-arm-fixed-gripper"], "has action_dim 7; this run has 6"),
         (("sac", *MODE), ["--activation=relu"], "has activation tanh; this run has relu"),
         (("sac", *MODE), ["--hidden_widths", "16"], r"has hidden_widths \[8\]; this run has \[16\]"),

@@ -1,5 +1,7 @@
 """What data sets go through before an agent learns from them alone, with numbers worked out by hand."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,8 @@ def dataset(*episodes: Episode, path: str = "data.pkl") -> Dataset:
         ([-1, -1], False, 0.5, [-2, -2]),  # nothing ever happened: -1 / (1 - 0.5) for ever
         ([0, 0, 0], False, 0.9, [0, 0, 0]),
         ([1, 1], False, 1.0, [2, 1]),
+        ([1, 1], False, 0.5, [1.5, 1]),  # a reward, not a cost: what would follow is not known
+        ([-1], False, 0.5, [-1]),  # a single step tells nothing
     ],
 )
 def test_discounted_returns(rewards, terminated, discount, expected):
@@ -92,6 +96,41 @@ def test_the_best_episodes_of_all_data_sets():
     assert best_episodes([first, second], 0.01) == {Path("a"): {1}, Path("b"): set()}
     assert best_episodes([first, second], 1.0) is None
     assert [float(e.rewards[0]) for e in prepared(first, Selection(), {1})] == [3]
+
+
+def goal_and_after(start: float, costs: int, after: int) -> list[Episode]:
+    """A demonstration of ``costs`` steps to the goal, and the steps in the goal, as readers cut them."""
+    pieces = [episode([-1] * costs, [0.5] * costs), *(episode([0], [0.1]) for _ in range(after))]
+    value = start
+    for piece in pieces:
+        piece.observations["state"][:, 0] = value + np.arange(len(piece) + 1)
+        value += len(piece)
+    return pieces
+
+
+def test_steps_in_the_goal_are_part_of_the_demonstration():
+    data = dataset(*goal_and_after(0, 5, 3), *goal_and_after(100, 3, 3), *goal_and_after(200, 4, 0))
+    assert best_episodes([data], 0.3) == {Path("data.pkl"): {4, 5, 6, 7}}
+    summary = Summary()
+    list(prepared(data, Selection(), {4, 5, 6, 7}, summary))
+    assert (summary.episodes, summary.failures, summary.returns) == (1, 0, [-3])
+    cut = dataset(*(episode([1], [0], terminated=False) for _ in range(4)))
+    for number, each in enumerate(cut.read()):  # time limits of an environment that is not reset
+        each.observations["state"][:, 0] = (number, number + 1)
+    assert best_episodes([cut], 0.5) == {Path("data.pkl"): {0, 1}}
+
+
+def test_returns_of_steps_without_an_end_are_not_known():
+    open_end = dataclasses.replace(episode([-1, -1], [0.1, 0.1]), terminated=np.zeros(2, bool))
+    (piece,) = pieces_of(open_end, Selection())
+    assert (piece.extras[MC_RETURNS] == UNKNOWN).all()
+    summary = Summary()
+    list(prepared(dataset(open_end), Selection(), summary=summary))
+    assert summary.known == 0
+    assert "not known" in summary.describe()
+    assert json.dumps(summary.plain(), allow_nan=False)
+    list(prepared(dataset(open_end, episode([1], [0])), Selection(), summary=summary))
+    assert (summary.known, summary.mc_return, summary.mc_lowest, summary.mc_highest) == (1, 1, 1, 1)
 
 
 def test_the_summary_counts_what_was_read():
