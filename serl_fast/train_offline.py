@@ -198,8 +198,8 @@ class Run(runs.Run):
         settings = config.agent([shapes[key][:2] for key in config.image_keys], {"alpha": 0.25} if cautious else {})
         if cautious:
             print(
-                f"alpha {settings.alpha:g}: every episode ends terminated, as demonstrations do (the paper's 2.5 is for "
-                "mixed data; --algorithm_options alpha=2.5)"
+                f"alpha {settings.alpha:g}: every episode ends terminated, as demonstrations do (the paper's 2.5 is "
+                "for mixed data: --algorithm_options alpha=2.5)"
             )
         grippers = SETUP_MODES[config.setup_mode].grippers if config.setup_mode else 0
         if config.algorithm == "sac":
