@@ -63,8 +63,8 @@ class ClassifierRewardConfig:
         output: Markdown file to write, with a picture of the same name beside it.
     """
 
-    variants: tuple[str, ...] = ("height",)
-    contrasts: tuple[str, ...] = ("frames2", "stopped")
+    variants: tuple[str, ...] = ("height", "stopped")
+    contrasts: tuple[str, ...] = ("frames2",)
     seeds: tuple[int, ...] = (0, 1, 2)
     successes: int = 1000
     epochs: int = 15

@@ -206,7 +206,7 @@ def plot(results: Results, task: Task, png: Path, metric: str, label: str) -> No
     """One panel per data set: the seeds thin, their mean thick."""
     panels = list(dict.fromkeys(data for data, _ in results))
     figure = require("matplotlib.figure", "logging").Figure(
-        figsize=(5.6 * len(panels) + 1.2, 3.8), dpi=130, layout="constrained"
+        figsize=(4.8 * len(panels) + 2.6, 3.8), dpi=130, layout="constrained"
     )
     colours = dict(zip(task.cases, require("matplotlib", "logging").color_sequences["tab10"], strict=False))
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels, strict=True):
@@ -218,12 +218,14 @@ def plot(results: Results, task: Task, png: Path, metric: str, label: str) -> No
             values = np.array([np.interp(grid, steps, found) for steps, found in curves])
             for steps, found in curves:
                 axes.plot(steps, found, color=colours[case], alpha=0.3, linewidth=0.8)
-            axes.plot(grid, values.mean(0), color=colours[case], linewidth=2, label=task.cases[case].title)
+            style = "--" if task.cases[case].seeds else "-"
+            axes.plot(grid, values.mean(0), style, color=colours[case], linewidth=2, label=task.cases[case].title)
         axes.set_title(f"{task.env.rpartition('/')[2]}, {panel}")
         axes.set_xlabel("gradient steps")
-        axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    handles = {text: line for axes in figure.axes for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside right center", fontsize=8)
     figure.supylabel(label)
     png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png)
@@ -270,7 +272,7 @@ def report(results: Results, config: ResultsConfig, argv: list[str]) -> str:
     task, cheetah = config.setup, config.task == "halfcheetah"
     assert config.output is not None
     png = config.output.with_suffix(".png")
-    metric, label = ("return", "return of 3 episodes") if cheetah else ("success_rate", "success rate of 20 episodes")
+    metric, label = ("return", "return") if cheetah else ("success_rate", "success rate")
     plot(results, task, png, f"evaluation/{metric}", label)
     data, mean = describe_data(config)
     page = [

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +30,8 @@ from serl_fast.train_hybrid_setup import close_quietly
 
 Transition = dict[str, Any]
 SUCCESS_KEY, NEXT_KEY, QUIT_KEY = " ", "n", "q"
+HELD = 0.7
+"""Seconds between two presses up to which the key was held: a terminal repeats it after up to 0.66 s."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +43,8 @@ class RecordSuccessFailConfig:
         image_keys: cameras to record: those that the classifier is to see.
         image_size: height and width of their images, px, where the environment takes it; the one to train with.
         successes_needed: frames of success to record; every other frame is a failure.
-        labels: "keyboard": SPACE marks the step as success, n begins the next episode, q ends. "scripted": the
-            environment's own verdict.
+        labels: "keyboard": SPACE marks the step as success, held it marks all, n begins the next episode, q ends.
+            "scripted": the environment's own verdict.
         operator: who acts. "scripted": the environment's expert, which errs in another manner every episode;
             "random": random motions; "none": the arm is held still, unless the environment has an operator of its own;
             or module:callable that wraps the environment and sets info["intervene_action"].
@@ -98,6 +102,7 @@ class Recording:
         self.failures: list[Transition] = []
         self.episodes = 0
         self.ended = False  # the person pressed q
+        self._pressed: tuple[float, int] | None = None  # in this episode: when SPACE was pressed last, and its failures
         self._session = time.strftime("%Y-%m-%d_%H-%M-%S")
         acts_itself = config.operator in ("scripted", "random", "none")
         operator = None if acts_itself else load_operator(config.operator)
@@ -117,15 +122,19 @@ class Recording:
         """Record until there is enough; after every step the number of new successes."""
         config = self.config
         while self.episodes < config.max_episodes and not self.ended:
-            for success in self._episode():
-                yield int(success)
+            for successes in self._episode():
+                yield successes
                 if len(self.successes) >= config.successes_needed:
                     return
 
-    def _episode(self) -> Iterator[bool]:
-        """Record one episode; for every step, whether it is a success."""
+    def _episode(self) -> Iterator[int]:
+        """Record one episode; after every step the number of new successes."""
         config = self.config
         observation, _ = self.env.reset(seed=config.seed + self.episodes)
+        if self._keys is not None and QUIT_KEY in self._keys():  # other keys pressed meanwhile were for what was before
+            self.ended = True
+            return
+        self._pressed = None
         if self._act is not None:
             self._act.start(self.episodes)
         name = f"{self._session}_{self.episodes}"
@@ -141,6 +150,7 @@ class Recording:
             own = succeeded(float(reward), bool(terminated), info)
             pressed = "" if self._keys is None else self._keys()
             success = own if self._keys is None else SUCCESS_KEY in pressed
+            filled = self._fill_held() if success and self._keys is not None else 0
             self.ended = QUIT_KEY in pressed
             since_success = 0 if success and since_success is None else since_success
             if since_success is not None:
@@ -163,7 +173,18 @@ class Recording:
                 }
             )
             observation = following
-            yield success
+            yield filled + success
+
+    def _fill_held(self) -> int:
+        """SPACE is pressed: where it was held since the last time, the steps between are successes too; how many."""
+        now, between = time.monotonic(), 0
+        if self._pressed is not None and now - self._pressed[0] <= HELD:
+            between = len(self.failures) - self._pressed[1]
+            held = [{**step, "rewards": np.float32(1), "labels": 1} for step in self.failures[self._pressed[1] :]]
+            self.successes += held
+            del self.failures[self._pressed[1] :]
+        self._pressed = now, len(self.failures)
+        return between
 
     @contextlib.contextmanager
     def _paced(self) -> Iterator[None]:
@@ -183,10 +204,18 @@ class Recording:
             f"{name}_failure_images_{self._session}.pkl": self.failures,
         }
         config.output_dir.mkdir(parents=True, exist_ok=True)
+        failed: list[str] = []
         for file, transitions in files.items():
             if transitions:
-                save_demonstrations(config.output_dir / file, transitions)
-                written.append(config.output_dir / file)
+                try:
+                    save_demonstrations(config.output_dir / file, transitions)
+                    written.append(config.output_dir / file)
+                except OSError as error:  # the other one may still find room
+                    failed.append(f"{config.output_dir / file}: {error}")
+        if failed:
+            raise OSError(
+                f"could not be written: {'; '.join(failed)}; written: {', '.join(map(str, written)) or 'none'}"
+            )
         return written
 
 
@@ -207,20 +236,36 @@ def record(config: RecordSuccessFailConfig) -> list[Path]:
         except KeyboardInterrupt:
             interrupted = True
         finally:  # also when a robot fails: labels are dear
-            close_quietly(recording.env)
-            written = recording.save()
-            print(
-                f"{len(recording.successes)} frames of success, {len(recording.failures)} of failure from "
-                f"{recording.episodes} episodes"
-            )
-            for path in written:
-                print(f"  {path}")
+            try:
+                with ignored_interrupts():  # a second Ctrl-C must not cost the first one's data
+                    written = recording.save()
+                print(
+                    f"{len(recording.successes)} frames of success, {len(recording.failures)} of failure from "
+                    f"{recording.episodes} episodes"
+                )
+                for path in written:
+                    print(f"  {path}")
+            finally:  # last, since a robot's driver may hang
+                close_quietly(recording.env)
     if len(recording.successes) < config.successes_needed and not interrupted and not recording.ended:
         raise ValueError(
             f"{len(recording.successes)} frames of success in {recording.episodes} episodes, "
             f"{config.successes_needed} were asked for; what there is is in {config.output_dir}"
         )
     return written
+
+
+@contextlib.contextmanager
+def ignored_interrupts() -> Iterator[None]:
+    """Ctrl-C does nothing meanwhile; in the main thread, which alone gets it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run(argv: list[str] | None = None) -> int:

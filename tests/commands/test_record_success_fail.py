@@ -104,6 +104,34 @@ def test_ctrl_c_loses_nothing(tmp_path, monkeypatch, toy_arm):
     assert len(safe_pickle.load(failure)) == 23
 
 
+def test_a_robot_that_hangs_at_the_end_costs_nothing(tmp_path, monkeypatch, toy_arm):
+    act(monkeypatch, 0.0)
+
+    def hang(self):
+        raise KeyboardInterrupt  # what the user does about it
+
+    monkeypatch.setattr(toy_arm, "close", hang)
+    with pytest.raises(KeyboardInterrupt):
+        record_success_fail.run([*SCRIPTED, "--max_episodes=1", "--output_dir", str(tmp_path)])
+    (failure,) = tmp_path.iterdir()
+    assert len(safe_pickle.load(failure)) == 20
+
+
+def test_one_file_that_can_not_be_written_does_not_cost_the_other(tmp_path, monkeypatch):
+    act(monkeypatch, 1.0)
+    save = record_success_fail.save_demonstrations
+
+    def full(path, transitions):
+        if "success" in path.name:
+            raise OSError("no space left on device")
+        save(path, transitions)
+
+    monkeypatch.setattr(record_success_fail, "save_demonstrations", full)
+    with pytest.raises(OSError, match=r"success_images.*no space left on device; written: .*failure_images"):
+        record_success_fail.run([*SCRIPTED, "--successes_needed=1", "--output_dir", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir() if "failure" in path.name]
+
+
 def test_a_robot_that_fails_loses_nothing(tmp_path, monkeypatch, toy_arm):
     act(monkeypatch, 0.0)
 
@@ -138,8 +166,10 @@ def test_keys_are_those_since_the_last_look(terminal):
         assert pressed() == ""
 
 
-def test_a_person_labels_by_the_space_bar(tmp_path, monkeypatch, terminal, toy_arm):
+@pytest.mark.parametrize(("held", "labelled"), [(0.0, [2, 4]), (60.0, [2, 3, 4])])
+def test_a_person_labels_by_the_space_bar(held, labelled, tmp_path, monkeypatch, terminal, toy_arm):
     act(monkeypatch, 1.0)
+    monkeypatch.setattr(record_success_fail, "HELD", held)
     script = {2: b"x ", 4: b" ", 6: b"n", 9: b"q"}  # by steps of the environment's life
     step = toy_arm.step
 
@@ -153,9 +183,27 @@ def test_a_person_labels_by_the_space_bar(tmp_path, monkeypatch, terminal, toy_a
     flags = [*TOY, "--operator", "random", "--frequency=1000", "--after_success=10", "--output_dir", str(tmp_path)]
     assert record_success_fail.run(flags) == 0
     successes, failures = read(tmp_path)
-    assert [int(row["next_observations"]["state"][1]) for row in successes] == [2, 4]
+    assert [int(row["next_observations"]["state"][1]) for row in successes] == labelled
+    assert all((row["labels"], row["rewards"]) == (1, 1) for row in successes)
     episodes = [row["infos"]["episode"] for row in failures]
-    assert [episodes.count(name) for name in dict.fromkeys(episodes)] == [4, 3]
+    assert [episodes.count(name) for name in dict.fromkeys(episodes)] == [6 - len(labelled), 3]
+
+
+def test_keys_pressed_during_a_reset_are_not_for_the_next_episode(tmp_path, monkeypatch, terminal, toy_arm):
+    act(monkeypatch, 0.0)
+    reset = toy_arm.reset
+
+    def pressing(self, **given):
+        os.write(terminal, b" n" if self.episode < 2 else b" q")
+        time.sleep(0.05)
+        return reset(self, **given)
+
+    monkeypatch.setattr(toy_arm, "reset", pressing)
+    assert (
+        record_success_fail.run([*TOY, "--operator", "random", "--frequency=1000", "--output_dir", str(tmp_path)]) == 0
+    )
+    (failure,) = tmp_path.iterdir()
+    assert len(safe_pickle.load(failure)) == 40  # two whole episodes
 
 
 def test_a_person_is_given_time(tmp_path, monkeypatch, terminal):

@@ -218,6 +218,12 @@ def test_pieces_of_one_recording_stay_together(tmp_path: Path) -> None:
         assert (first in found[0]) == (second in found[0])
 
 
+def test_a_field_without_values_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(tmp_path / "a.hdf5", [episode(0, extras={"empty": np.zeros((4, 0), np.float32)})], "robomimic")
+    assert run(["inspect", str(tmp_path / "a.hdf5")]) == 0
+    assert "extras/empty" in capsys.readouterr().out
+
+
 def test_flags_of_a_format_are_heeded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, out = write(tmp_path / "one.pkl", episode(0)), str(tmp_path / "out")
     assert run(["convert", one, out, "--fps", "15", "--task", "lift the cube", "--video=False"]) == 0
