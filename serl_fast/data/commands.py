@@ -358,6 +358,8 @@ def _print_summary(summary: Summary) -> None:
     _print_table(str(summary.path), ("", ""), facts)
     rows = [
         (name, known.dtype, str(known.shape), f"{known.low.min():g}", f"{known.high.max():g}")
+        if known.low.size
+        else (name, known.dtype, str(known.shape), "", "")
         for name, known in summary.ranges.items()
     ]
     _print_table("fields", ("name", "dtype", "shape of a step", "least", "most"), rows)
