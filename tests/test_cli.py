@@ -69,7 +69,7 @@ def test_defaults_are_the_manuals():
     assert config.lr == 3e-4
     assert config.discount == 0.95
     assert config.training_starts == 1000
-    assert config.random_steps == 1000
+    assert config.loop().random_steps == 1000
     assert config.cta_ratio == 2
     assert config.replay_buffer_capacity == 200_000
     assert config.critic_ensemble_size == 2
