@@ -26,7 +26,7 @@ from serl_fast.errors import require
 from serl_fast.evaluation import succeeded
 from serl_fast.keys import pressed_keys
 from serl_fast.logging import progress
-from serl_fast.train_hybrid_setup import close_quietly
+from serl_fast.run_setup import close_quietly
 
 Transition = dict[str, Any]
 SUCCESS_KEY, NEXT_KEY, QUIT_KEY = " ", "n", "q"

@@ -25,8 +25,7 @@ from serl_fast.logging import RunLogger, plot_progress, write_video
 from serl_fast.loop import Learner
 from serl_fast.networks.encoder import Encoder
 from serl_fast.replay import ReplayStore
-from serl_fast.schedule import Counters, Stop
-from serl_fast.train_hybrid_setup import (
+from serl_fast.run_setup import (
     can_be_filmed,
     check_takes_pretrained,
     choose_device,
@@ -37,6 +36,7 @@ from serl_fast.train_hybrid_setup import (
     plain_values,
     with_defaults,
 )
+from serl_fast.schedule import Counters, Stop
 
 
 class Run:

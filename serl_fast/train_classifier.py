@@ -6,11 +6,13 @@ python -m serl_fast.train_classifier --success_dir data/success --failure_dir da
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,8 +25,8 @@ from serl_fast.cli import main, parse
 from serl_fast.core import Agent
 from serl_fast.data.batches import BatchReader
 from serl_fast.data.dali_images import image_decoder
-from serl_fast.data.held_out import count_by_class, split_by_episode
-from serl_fast.data.labelled import IMAGES_AT_ONCE, Frame, find_recordings, read_recordings
+from serl_fast.data.held_out import count_by_class, join_episodes, split_by_episode
+from serl_fast.data.labelled import IMAGES_AT_ONCE, Frame, find_recordings, read_recordings, without_repeats
 from serl_fast.engine import Engine, EngineConfig, NonFiniteLossError, default_execution
 from serl_fast.engine.snapshot import trained_tensors
 from serl_fast.errors import require
@@ -33,12 +35,13 @@ from serl_fast.logging import RunLogger, progress
 from serl_fast.networks.classifier import RewardClassifier
 from serl_fast.replay import Mixture, ReplayStore
 from serl_fast.rewards.classifier import reward_classifier, with_threshold
-from serl_fast.rewards.files import save_classifier
+from serl_fast.rewards.files import CONFIG, WEIGHTS, save_classifier
+from serl_fast.run_setup import choose_device, default_threads
 from serl_fast.train_classifier_config import TrainClassifierConfig
 from serl_fast.train_classifier_report import Judged, draw_report, print_report, report_of, write_report
-from serl_fast.train_hybrid_setup import choose_device, default_threads
 
 EVALUATION_BATCH = 128
+SOURCES_SHOWN = 8
 
 
 class Training:
@@ -56,9 +59,9 @@ class Training:
         seeds = np.random.SeedSequence(config.seed).generate_state(4).tolist()
         torch.manual_seed(seeds[0])
         names = config.class_names
-        frames, self.held_out, self.notes = split_by_episode(
-            read_frames(config), config.validation_fraction, names, seeds[1]
-        )
+        found, notes = read_frames(config)
+        frames, self.held_out, said = split_by_episode(found, config.validation_fraction, names, seeds[1])
+        self.notes = [*notes, *said]
         self.counts = {"train": _counts(frames, names), "held_out": _counts(self.held_out, names)}
         self.agent = self._agent()
         execution = default_execution() if config.execution == "auto" else config.execution
@@ -177,12 +180,15 @@ class Training:
         return Judged(self.held_out, self.config.class_names, probabilities.numpy(), self.config.positive)
 
 
-def read_frames(config: TrainClassifierConfig) -> list[Frame]:
-    """All frames of all classes.
+def read_frames(config: TrainClassifierConfig) -> tuple[list[Frame], list[str]]:
+    """All frames of all classes, every class and where it comes from said in a line.
+
+    Returns:
+        The frames, and what is to be said about them.
 
     Raises:
         DatasetError, FileNotFoundError: see ``serl_fast.data.labelled``.
-        ValueError: a class has none, or a file is given as two.
+        ValueError: a class has none.
     """
     names, size = config.class_names, (config.image_size, config.image_size)
     recordings = [
@@ -190,13 +196,7 @@ def read_frames(config: TrainClassifierConfig) -> list[Frame]:
         for path, label in config.sources()
         for recording in find_recordings(path, label, config.image_keys, names)
     ]
-    given: dict[Path, int | None] = {}
-    for recording in recordings:
-        if given.setdefault(recording.first.resolve(), recording.label) != recording.label:
-            raise ValueError(
-                f"{recording.first} is given as two classes; a folder with files of several is --labelled_data, which "
-                "goes by their names"
-            )
+    recordings, notes = without_repeats(recordings)
     frames: list[Frame] = []
 
     def read() -> Iterator[int]:
@@ -216,7 +216,20 @@ def read_frames(config: TrainClassifierConfig) -> list[Frame]:
         if not count:
             flag = f"--{name}_dir" if not config.classes else f"--classes {name}=folder"
             raise ValueError(f"there are no frames of class {name!r}: give {flag}, or --labelled_data that has some")
-    return frames
+    print_sources(frames, names)
+    frames, joined = join_episodes(frames)
+    if joined:
+        notes.append(f"parts of an episode in several places belong together by their pictures: {joined} were joined")
+    return frames, notes
+
+
+def print_sources(frames: Sequence[Frame], names: Sequence[str]) -> None:
+    """Say where the frames of every class come from, the largest source first."""
+    for number, name in enumerate(names):
+        sources = Counter(frame.source for frame in frames if frame.label == number).most_common()
+        told = ", ".join(f"{source} ({count})" for source, count in sources[:SOURCES_SHOWN])
+        more = f" and {len(sources) - SOURCES_SHOWN} more" if len(sources) > SOURCES_SHOWN else ""
+        print(f"class {name}: {sum(count for _, count in sources)} frames, from {told}{more}")
 
 
 def class_store(frames: Sequence[Frame], seed: int) -> ReplayStore:
@@ -252,11 +265,11 @@ def train(config: TrainClassifierConfig) -> Path:
         ValueError: the data or a setting can not be used.
     """
     require("safetensors", "interop")  # found missing now, not after the training
-    training = Training(config)
     folder = config.output_dir or Path("runs") / f"classifier_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    check_output(folder)
+    training = Training(config)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.csv").unlink(missing_ok=True)  # an older training's would be continued
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    _remove_metrics(folder)  # an older training's would be continued
     describe(training)
     with open(os.devnull, "w") as nowhere:  # a line is said for every epoch here
         logger = RunLogger(folder, stream=nowhere)
@@ -264,6 +277,8 @@ def train(config: TrainClassifierConfig) -> Path:
             training.run(logger)
         finally:
             logger.close()
+            if not training.best and not (folder / WEIGHTS).exists():
+                _remove_metrics(folder)  # of nothing: the folder may be given again
     print(f"\n{training.reason}; the weights are those of epoch {training.best_epoch}, the lowest held-out loss")
     judged = training.judge()
     report = report_of(judged, config.false_positive_rate)
@@ -278,6 +293,39 @@ def train(config: TrainClassifierConfig) -> Path:
     for path in sorted(folder.iterdir()):
         print(f"  {path}")
     return folder
+
+
+def check_output(folder: Path) -> None:
+    """Check that a folder is new or empty, or holds a classifier of this command.
+
+    Raises:
+        ValueError: it holds something else, which would be overwritten or mixed up with the classifier.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"output_dir {folder} is a file; give a folder")
+    there = sorted(path.name for path in folder.iterdir())
+    if not there or (WEIGHTS in there and _is_ours(folder / CONFIG)):
+        return
+    raise ValueError(
+        f"output_dir {folder} holds {', '.join(there[:5])}{', ...' if len(there) > 5 else ''}, and no classifier of "
+        "train_classifier, which alone is replaced; give a new or an empty folder, or move away what is there"
+    )
+
+
+def _is_ours(config: Path) -> bool:
+    """Whether a ``config.json`` is of this command."""
+    try:
+        flags = json.loads(config.read_text(encoding="utf-8"))["flags"]
+        return {"success_dir", "false_positive_rate"} <= set(flags)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _remove_metrics(folder: Path) -> None:
+    (folder / "metrics.csv").unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
 
 def _counts(frames: Sequence[Frame], names: Sequence[str]) -> dict[str, int]:

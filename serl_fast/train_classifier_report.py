@@ -29,6 +29,7 @@ from serl_fast.rewards.scores import (
 
 Array = npt.NDArray[Any]
 SHOWN = 24
+USEFUL_RECALL, USEFUL_AREA = 0.5, 0.9
 _RIGHT, _WRONG = "#4a7c59", "#d1495b"
 
 
@@ -57,7 +58,7 @@ class Judged:
         """What is said, int64 [N]: of two classes success from the threshold on, of several the likeliest."""
         if threshold is None or len(self.names) > 2 or self.positive is None:
             return np.asarray(self.probabilities.argmax(-1))
-        passed = self.probabilities[:, self.positive] >= threshold
+        passed = self.probabilities[:, self.positive].astype(np.float64) >= threshold
         return np.where(passed, self.positive, 1 - self.positive)
 
 
@@ -70,7 +71,8 @@ def report_of(judged: Judged, false_positive_rate: float) -> dict[str, Any]:
     """
     threshold: dict[str, Any] | None = None
     if judged.positive is not None:
-        positive, probabilities = judged.labels == judged.positive, judged.probabilities[:, judged.positive]
+        positive = judged.labels == judged.positive
+        probabilities = judged.probabilities[:, judged.positive].astype(np.float64)  # as at run time
         chosen = choose_threshold(positive, probabilities, false_positive_rate)
         threshold = {
             **asdict(chosen),
@@ -137,9 +139,10 @@ def print_report(report: dict[str, Any]) -> None:
 def threshold_text(threshold: dict[str, Any]) -> str:
     """What the threshold does, and how far that can be believed."""
     passed, negatives = threshold["false_positives"], threshold["negatives"]
+    area, found = threshold["roc_area"], threshold["recall"]
     text = [
-        f"ROC area {threshold['roc_area']:.4f}",
-        f"threshold {threshold['value']:.3f}: {passed} of {negatives} held-out failures pass for success "
+        "ROC area -" if area is None else f"ROC area {area:.4f}",
+        f"threshold {digits_of(threshold['value'])}: {passed} of {negatives} held-out failures pass for success "
         f"({_percent(threshold['false_positive_rate'])}; with {CONFIDENCE:.0%} confidence at most "
         f"{_percent(threshold['bound'])}), {_percent(threshold['recall'])} of successes are recognised",
         f"episodes with a failure that passes: {threshold['false_positive_episodes']} of "
@@ -153,7 +156,20 @@ def threshold_text(threshold: dict[str, Any]) -> str:
             f"note: to show with {CONFIDENCE:.0%} confidence that the rate is at most {wanted:.3g} takes at least "
             f"{threshold['negatives_needed']} held-out failures, none of which passes"
         )
+    if (found is not None and found < USEFUL_RECALL) or (area is not None and area < USEFUL_AREA):
+        text.append(
+            f"WARNING: this classifier is of no use yet: it recognises {_percent(found)} of the held-out successes "
+            f"(wanted: {USEFUL_RECALL:.0%}), and its ROC area is {'-' if area is None else f'{area:.4f}'} (wanted: "
+            f"{USEFUL_AREA}; 0.5 is guessing). Look at most_wrong.png for wrong labels, check that the cameras "
+            "see the difference, and record more of both"
+        )
     return "\n".join(text)
+
+
+def digits_of(probability: float) -> str:
+    """A probability with three digits, or so many that it is told from 0 and 1: 0.788, 0.99999997."""
+    distance = min(probability, 1 - probability)
+    return f"{probability:.{max(3, 1 - math.floor(math.log10(distance)))}f}"
 
 
 def _percent(value: float | None) -> str:
@@ -207,7 +223,7 @@ def _draw_roc(path: Path, judged: Judged, threshold: dict[str, Any], figure: Any
     axes = picture.subplots()
     axes.plot(100 * false, 100 * true, color="#1f77b4", label=f"area {threshold['roc_area']:.4f}")
     point = 100 * threshold["false_positive_rate"], 100 * threshold["recall"]
-    axes.plot(*point, "o", color=_WRONG, label=f"threshold {threshold['value']:.3f}")
+    axes.plot(*point, "o", color=_WRONG, label=f"threshold {digits_of(threshold['value'])}")
     axes.plot([0, 100], [0, 100], ":", color="#9a9a9a", linewidth=1)
     axes.set_xlabel("failures that pass for success (%)")
     axes.set_ylabel("successes that are recognised (%)")

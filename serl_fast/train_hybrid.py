@@ -41,8 +41,7 @@ from serl_fast.kernels.choice import use_backend
 from serl_fast.logging import RunLogger, progress
 from serl_fast.loop import Actor, Appends, Learner, run_synchronous, run_threaded
 from serl_fast.replay import ReplayStore
-from serl_fast.train_hybrid_config import PRESETS, TrainHybridConfig
-from serl_fast.train_hybrid_setup import (
+from serl_fast.run_setup import (
     EMPTY_STATE,
     ROOM_FOR_INTERVENTIONS,
     Spaces,
@@ -52,6 +51,7 @@ from serl_fast.train_hybrid_setup import (
     spaces_of,
     with_next_actions,
 )
+from serl_fast.train_hybrid_config import PRESETS, TrainHybridConfig
 
 
 class Run(runs.Run):

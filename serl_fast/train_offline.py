@@ -31,8 +31,8 @@ from serl_fast.logging import RunLogger
 from serl_fast.loop import Learner, run_alone
 from serl_fast.offline_diagnostics import Diagnostics
 from serl_fast.replay import ReplayStore
+from serl_fast.run_setup import close_quietly, example_transition, new_directory, spaces_of, with_next_actions
 from serl_fast.schedule import crossed
-from serl_fast.train_hybrid_setup import close_quietly, example_transition, new_directory, spaces_of, with_next_actions
 from serl_fast.train_offline_config import TrainOfflineConfig
 
 

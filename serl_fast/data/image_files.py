@@ -51,7 +51,8 @@ def decode_images(
         DatasetError: a file is no such image; the message says which and why.
         ValueError: factors or offsets have another shape.
     """
-    decoded = [_decode(content_of(file), name_of(file, index)) for index, file in enumerate(files)]
+    decoded = (_decode(content_of(file), name_of(file, index)) for index, file in enumerate(files))
+    # Each is resized before the next one is decoded: photographs are much larger than what is kept of them.
     images = torch.cat([resized(torch.from_numpy(image)[None], size) for image in decoded])
     if factors is not None:
         images = color_jitter(images, factors)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from serl_fast import safe_pickle
+from serl_fast.data.class_names import class_of
 from serl_fast.data.episodes import DatasetError
 from serl_fast.data.image_files import decode_images, resized
 from serl_fast.data.video import VIDEO_FILES, read_frames
@@ -27,6 +28,7 @@ SUFFIXES: dict[str, Kind] = {
     **dict.fromkeys((".png", ".jpg", ".jpeg"), "image"),
 }  # type: ignore[dict-item]
 IMAGES_AT_ONCE = 64
+CLIP_FRAMES = 36_000  # 20 minutes at 30 frames per second
 ACCEPTED = "pickles (.pkl), images (.png, .jpg) and clips (.mp4)"
 
 
@@ -39,12 +41,19 @@ class Frame:
         label: number of the class.
         group: the episode; frames of one group look alike.
         name: file and step, for messages.
+        source: the pickle, or the folder of an image or a clip.
+        before: of a transition whose episode is not named, a digest of what the cameras showed before the action;
+            empty where there is none.
+        after: of what they showed after it; empty also where the episode ended.
     """
 
     images: dict[str, Image]
     label: int
     group: str
     name: str
+    source: str = ""
+    before: bytes = b""
+    after: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,39 @@ class Recording:
         """The first file, as seen from the path that was given."""
         return self.first.name if self.first == self.root else str(self.first.relative_to(self.root))
 
+    @property
+    def source(self) -> str:
+        """The pickle, or the folder of an image or a clip."""
+        return str(self.first if self.kind == "pickle" else self.first.parent)
+
+
+def without_repeats(recordings: Sequence[Recording]) -> tuple[list[Recording], list[str]]:
+    """Every file once, however often and by whatever path it was given: twice, it would be on both sides of a split.
+
+    Of two readings of an image, as an episode of its own and as one of a folder's, the folder's is kept.
+
+    Returns:
+        The recordings, in their order, and what is to be said about them.
+
+    Raises:
+        DatasetError: a file is given as two classes.
+    """
+    kept: dict[Path, Recording] = {}
+    repeated: list[Path] = []
+    for recording in recordings:
+        known = kept.setdefault(recording.first.resolve(), recording)
+        if known.label != recording.label:
+            raise DatasetError(
+                f"{recording.first} is given as two classes; a folder with files of several is --labelled_data, which "
+                "goes by their names"
+            )
+        if known is not recording:
+            repeated.append(recording.first)
+            if len(recording.group) < len(known.group):
+                kept[recording.first.resolve()] = recording
+    notes = [f"{len(repeated)} file(s) are given more than once and read once: {file}, ..." for file in repeated[:1]]
+    return list(kept.values()), notes
+
 
 def find_recordings(
     path: Path, label: int | None, image_keys: Sequence[str], classes: Sequence[str]
@@ -98,7 +140,7 @@ def find_recordings(
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    found = _find(path, path, _class_of(path, classes) if label is None else label, image_keys, classes)
+    found = _find(path, path, class_of(path, classes) if label is None else label, image_keys, classes)
     if not found:
         there = ", ".join(sorted(file.name for file in path.iterdir())[:3]) if path.is_dir() else ""
         raise DatasetError(
@@ -112,7 +154,7 @@ def _find(
 ) -> list[Recording]:
     """:func:`find_recordings`, which may find nothing; ``root`` is the path that names are seen from."""
     if label is None and path.is_dir():  # the class may be said further down
-        children = [(child, _class_of(child, classes)) for child in sorted(path.iterdir())]
+        children = [(child, class_of(child, classes)) for child in sorted(path.iterdir())]
         return [found for child, named in children for found in _find(child, root, named, image_keys, classes)]
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     kinds = {
@@ -120,7 +162,9 @@ def _find(
         for file in files
         if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
     }
-    found = [Recording("pickle", {"": file}, label, str(file), root) for file in kinds if kinds[file] == "pickle"]
+    found = [
+        Recording("pickle", {"": file}, label, str(file.resolve()), root) for file in kinds if kinds[file] == "pickle"
+    ]
     pictures = {file: kind for file, kind in kinds.items() if kind != "pickle"}
     if pictures and label is None:
         raise DatasetError(
@@ -130,23 +174,9 @@ def _find(
     for moment, cameras in _by_camera(path, pictures, image_keys).items():
         kind = pictures[next(iter(cameras.values()))]
         together = kind == "image" and moment.parent != Path(".")
-        found.append(Recording(kind, cameras, label, str(path / (moment.parent if together else moment)), root))
+        group = (path / (moment.parent if together else moment)).resolve()
+        found.append(Recording(kind, cameras, label, str(group), root))
     return found
-
-
-def _class_of(path: Path, classes: Sequence[str]) -> int | None:
-    """The class that a name says; None where it says none, several, or a folder's content says another."""
-    named = _class_in(path, classes)
-    if named is None or path.is_file():
-        return named
-    return named if all(_class_in(below, classes) in (None, named) for below in path.rglob("*")) else None
-
-
-def _class_in(path: Path, classes: Sequence[str]) -> int | None:
-    """The one class with which a word of the last part of ``path`` begins."""
-    words = re.findall(r"[a-z0-9]+", path.name.lower())
-    found = [n for n, each in enumerate(classes) if any(word.startswith(each.lower()) for word in words)]
-    return found[0] if len(found) == 1 else None
 
 
 def _by_camera(root: Path, files: Mapping[Path, Kind], image_keys: Sequence[str]) -> dict[Path, dict[str, Path]]:
@@ -221,6 +251,7 @@ def read_recording(
             recording.label,
             recording.group,
             f"{recording.name}, frame {step}",
+            recording.source,
         )
         for step in range(count)
     ]
@@ -265,7 +296,7 @@ def _read_images(
     for recording in recordings:
         assert recording.label is not None
         cameras = {key: next(images) for key in recording.files}
-        frames.append([Frame(cameras, recording.label, recording.group, recording.name)])
+        frames.append([Frame(cameras, recording.label, recording.group, recording.name, recording.source)])
     return frames
 
 
@@ -294,7 +325,21 @@ def _read_pickle(
         name = "next_observations" if isinstance(row.get("next_observations"), Mapping) else "observations"
         images = {key: _camera(row[name], key, f"{where}, field '{name}/{key}'", size) for key in image_keys}
         label = _label(row, recording.label, classes, where)
-        yield Frame(images, label, group, f"{recording.name}, step {index}")
+        ends: tuple[bytes, bytes] = (b"", b"")
+        if told is None and name == "next_observations":
+            ends = _digest(row["observations"], image_keys), _digest(row[name], image_keys)
+            ends = (ends[0], b"") if np.any(row.get("dones", False)) else ends
+        yield Frame(images, label, group, f"{recording.name}, step {index}", recording.source, *ends)
+
+
+def _digest(observation: Mapping[str, Any], image_keys: Sequence[str]) -> bytes:
+    """A digest of all cameras' images; empty where one is missing."""
+    if not all(key in observation for key in image_keys):
+        return b""
+    state = hashlib.blake2b(digest_size=16)
+    for key in image_keys:
+        state.update(_array(observation[key]).tobytes())
+    return state.digest()
 
 
 def _continues(before: Mapping[str, Any], row: Mapping[str, Any], image_keys: Sequence[str]) -> bool:
@@ -353,8 +398,12 @@ def _camera(observation: Mapping[str, Any], key: str, where: str, size: tuple[in
 
 
 def _read_clip(path: Path, size: tuple[int, int]) -> Image:
-    """All frames of a clip, [N, *size, 3]."""
-    frames = [_resized(frame[None], size)[0] for frame in read_frames(path)]
+    """All frames of a clip, [N, *size, 3]; each is resized before the next one is decoded."""
+    frames: list[Image] = []
+    for frame in read_frames(path):
+        if len(frames) == CLIP_FRAMES:
+            raise DatasetError(f"{path}: more than {CLIP_FRAMES:,} frames; accepted: clips of so many, so cut it up")
+        frames.append(_resized(frame[None], size)[0])
     if not frames:
         raise DatasetError(f"{path}: there are no frames in it")
     return np.stack(frames)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serl_fast.data.episodes import DatasetError
+from serl_fast.data.image_files import MAX_PIXELS
 from serl_fast.data.images import resize
 from serl_fast.errors import require
 
@@ -26,7 +27,7 @@ VIDEO_FILES = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", 
 
 
 def read_frames(path: str | Path, size: tuple[int, int] | None = None) -> Iterator[Picture]:
-    """All frames of a video.
+    """All frames of a video, turned as a player turns them.
 
     Args:
         path: a file whose ending is in :data:`VIDEO_FILES`.
@@ -36,11 +37,12 @@ def read_frames(path: str | Path, size: tuple[int, int] | None = None) -> Iterat
         uint8 [H, W, 3], RGB.
 
     Raises:
-        DatasetError: the file is missing, holds no video or is damaged.
+        DatasetError: the file is missing, holds no video, is damaged, or claims too many pixels.
     """
-    frames, picture_of = _decoded(Path(path), 0.0), _to_pictures(size)
+    frames, picture_of = _decoded(Path(path), 0.0), _to_pictures(None)
     for frame in frames:
-        yield picture_of(frame)
+        picture = np.ascontiguousarray(np.rot90(picture_of(frame), round(frame.rotation / 90)))
+        yield picture if size is None else resize(picture[None], size)[0]
 
 
 def read_frames_at(
@@ -194,17 +196,24 @@ def _decoded(path: Path, start: float) -> Iterator[Any]:
             if not file.streams.video:
                 raise DatasetError(f"{path} holds no video: it is something else, damaged or cut short")
             stream = file.streams.video[0]
+            _check_size(path, stream)
             if start:
                 file.seek(int(start / stream.time_base), stream=stream)
             for frame in file.decode(stream):
                 if frame.time is None:
                     raise DatasetError(f"{path}: frame {count} has no time")
+                _check_size(path, frame)  # it may change on the way
                 yield frame
                 count += 1
     except av.FFmpegError as error:
         if not path.is_file():
             raise DatasetError(f"{path} is missing") from None
         raise DatasetError(f"{path}: damaged or cut short after {count} decoded frames ({error.strerror})") from None
+
+
+def _check_size(path: Path, shown: Any) -> None:
+    if shown.width * shown.height > MAX_PIXELS:
+        raise DatasetError(f"{path}: {shown.width} x {shown.height} px; accepted: up to {MAX_PIXELS:,} pixels")
 
 
 def _to_pictures(size: tuple[int, int] | None) -> Callable[[Any], Picture]:

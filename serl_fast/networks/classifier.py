@@ -158,7 +158,8 @@ class RewardClassifier(nn.Module):
             The probability of success, and whether it reaches the threshold.
 
         Raises:
-            ValueError: several observations, a missing camera, or no ``success_class`` among several classes.
+            ValueError: several observations, a missing camera, an image that is not uint8 RGB, or no
+                ``success_class`` among several classes.
         """
         if threshold is not None:
             _check_threshold(threshold)
@@ -173,7 +174,9 @@ class RewardClassifier(nn.Module):
     def _camera(self, observations: Mapping[str, Tensor | np.ndarray], key: str) -> Tensor | np.ndarray:
         if key not in observations:
             raise ValueError(f"observation {key!r} is missing; the observation holds {sorted(observations)}")
-        return observations[key]
+        image = observations[key]
+        # PyTorch takes no negative strides, and warns of arrays that can not be written.
+        return image if isinstance(image, Tensor) else np.require(image, requirements=["C", "W"])
 
     def _sized(self, images: Tensor) -> Tensor:
         """Images in the size of a trunk that takes no other; a ResNet resizes by itself."""
@@ -187,6 +190,11 @@ class RewardClassifier(nn.Module):
     def _single(self, image: Tensor | np.ndarray, key: str) -> Tensor | np.ndarray:
         """The image of one observation as [1, T, H, W, 3]."""
         frames = self.encoder.frames
+        if image.dtype not in (np.uint8, torch.uint8) or (image.ndim >= 3 and image.shape[-1] != 3):
+            raise ValueError(
+                f"camera {key!r} is {image.dtype} {tuple(image.shape)}; predict_success takes uint8 [H, W, 3], RGB, "
+                "0 to 255 (CHW: move the channels to the end; float in 0 to 1: multiply by 255)"
+            )
         if image.ndim < 3 or int(np.prod(image.shape[:-3])) != frames:
             expected = "[H, W, 3]" if frames == 1 else f"[{frames}, H, W, 3]"
             raise ValueError(

@@ -112,6 +112,7 @@ def choose_threshold(positive: Array, probabilities: Array, false_positive_rate:
         probabilities: of success, float [N], in [0, 1].
         false_positive_rate: of the negatives, in [0, 1).
     """
+    probabilities = np.asarray(probabilities, np.float64)  # as at run time
     negatives, positives = np.sort(probabilities[~positive])[::-1], np.sort(probabilities[positive])
     allowed = math.floor(false_positive_rate * len(negatives) + 1e-9)
     # The threshold lies above the first negative that must not pass.
@@ -126,7 +127,7 @@ def choose_threshold(positive: Array, probabilities: Array, false_positive_rate:
 
 def threshold_at(value: float, positive: Array, probabilities: Array) -> Threshold:
     """A given threshold, and what it does to these samples; see :func:`choose_threshold`."""
-    passed, negatives = probabilities >= value, int((~positive).sum())
+    passed, negatives = np.asarray(probabilities, np.float64) >= value, int((~positive).sum())
     false = int((passed & ~positive).sum())
     hits = int((passed & positive).sum())
     return Threshold(value, int(positive.sum()), negatives, hits, false, upper_bound(false, negatives))

@@ -25,7 +25,7 @@ from serl_fast.record_success_fail import RecordSuccessFailConfig
 from serl_fast.rewards.files import load_classifier
 from serl_fast.train_classifier import read_frames
 from serl_fast.train_classifier_config import TrainClassifierConfig
-from serl_fast.train_classifier_report import Judged, report_of
+from serl_fast.train_classifier_report import Judged, digits_of, print_report, report_of
 
 EAGER = ["--image_size=32", "--execution=eager", "--threads=1", "--device=cpu"]
 SMALL = [*EAGER, "--encoder=small", "--batch_size=16", "--lr=1e-3"]
@@ -88,7 +88,7 @@ def parsed(root, *more):
 def held_out(root, *more):
     config = parsed(root, *more)
     seed = np.random.SeedSequence(config.seed).generate_state(4).tolist()[1]
-    return split_by_episode(read_frames(config), config.validation_fraction, config.class_names, seed)[1]
+    return split_by_episode(read_frames(config)[0], config.validation_fraction, config.class_names, seed)[1]
 
 
 def test_the_files(folder):
@@ -314,6 +314,100 @@ def test_a_path_that_is_not_there():
 def test_a_file_of_two_classes(folder):
     with pytest.raises(ValueError, match=r"a_success_images.pkl is given as two classes; .* is --labelled_data"):
         run("--success_dir", folder / "good", "--failure_dir", folder, "--image_keys", "front")
+
+
+@pytest.mark.parametrize("there", [["metrics.csv", "notes.txt"], ["classifier.safetensors", "metrics.csv"]])
+def test_a_folder_of_something_else_is_left_alone(folder, tmp_path, there):
+    (tmp_path / "tensorboard").mkdir()
+    for name in [*there, "tensorboard/events"]:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "config.json").write_text('{"flags": {"env": "PickCube"}}')
+    said = rf"output_dir .* holds {there[0] if len(there[0]) > 12 else 'config.json'}.*; give a new or an empty folder"
+    with pytest.raises(ValueError, match=said):
+        run(*flags(folder), "--num_epochs", 1, "--output_dir", tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == (tmp_path / "tensorboard" / "events").read_text() == "mine"
+    with pytest.raises(ValueError, match=r"notes.txt is a file; give a folder"):
+        train_classifier.check_output(_written(tmp_path / "notes.txt"))
+
+
+def _written(path):
+    path.write_text("")
+    return path
+
+
+def test_where_a_training_comes_to_nothing_the_folder_may_be_given_again(folder, tmp_path, monkeypatch):
+    losses(monkeypatch, [math.nan])
+    with pytest.raises(ValueError, match="never finite"):
+        run(*flags(folder), "--num_epochs", 1, "--output_dir", tmp_path)
+    train_classifier.check_output(tmp_path)
+
+
+def test_a_file_given_twice_is_read_once(folder, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(folder / "good")
+    paths = [folder / "good", tmp_path / "link", folder / "bad" / ".." / "good" / "a_success_images.pkl"]
+    config = parsed(folder, "--success_dir", *paths)
+    frames, (note,) = read_frames(config)
+    assert len(frames) == 60 + 90
+    assert re.search(r"2 file\(s\) are given more than once and read once: .*link/a_success_images.pkl", note)
+    said = capsys.readouterr().out
+    assert f"class failure: 90 frames, from {folder / 'bad' / 'a_failure_images.pkl'} (90)\n" in said
+    assert f"class success: 60 frames, from {folder / 'good' / 'a_success_images.pkl'} (60)\n" in said
+
+
+def test_an_episode_in_two_files_is_one(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = {"success": [], "failure": []}
+    for _ in range(10):
+        shown = [{"front": frame(rng, COLOURS["failure"])[None]} for _ in range(7)]
+        for step in range(6):
+            made = {"observations": shown[step], "next_observations": shown[step + 1], "dones": step == 5}
+            rows["success" if step in (2, 5) else "failure"].append(made)
+    for name, those in rows.items():
+        (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(those, protocol=4))
+    config = parse(
+        TrainClassifierConfig, ["--labelled_data", str(tmp_path), "--image_keys=front", *SMALL], description=""
+    )
+    frames, (note,) = read_frames(config)
+    assert len({frame.group for frame in frames}) == 10
+    assert "30 were joined" in note  # 0 1 | 2 | 3 4 | 5
+    train, held, _ = split_by_episode(frames, 0.2, ("failure", "success"))
+    assert not {f.group for f in train} & {f.group for f in held}
+    assert (len(train), len(held)) == (48, 12)
+
+
+def judged(success, labels):
+    blank = {"front": np.zeros((32, 32, 3), np.uint8)}
+    frames = [Frame(blank, label, str(n), "") for n, label in enumerate(labels)]
+    probabilities = np.array([[1 - p, p] for p in success], np.float32)
+    return Judged(frames, ("failure", "success"), probabilities, 1)
+
+
+def test_a_classifier_that_recognises_nothing_is_said_to_be_of_no_use(capsys):
+    labels = [0] * 10 + [1] * 10
+    print_report(report_of(judged([0.5] * 20, labels), 0.01))
+    said = capsys.readouterr().out
+    assert "WARNING: this classifier is of no use yet: it recognises 0.0% of the held-out successes" in said
+    assert "its ROC area is 0.5000" in said
+    print_report(report_of(judged([0.1] * 4 + [0.7] * 6 + [0.8] * 8 + [0.2] * 2, labels), 0.01))
+    assert "recognises 80.0% of the held-out successes (wanted: 50%), and its ROC area is 0.88" in (
+        capsys.readouterr().out
+    )
+    print_report(report_of(judged([0.1] * 10 + [0.9] * 10, labels), 0.01))
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_a_threshold_at_the_edge_is_told_from_one(capsys):
+    assert [digits_of(p) for p in (0.788, 0.5, 0.0101)] == ["0.788", "0.500", "0.010"]
+    assert digits_of(1 - 3e-8) == "0.99999997"
+    assert float(digits_of(float(np.nextafter(1.0, 0.0)))) < 1
+    print_report(report_of(judged([1 - 2e-7] * 3 + [1] * 3, [0] * 3 + [1] * 3), 0.01))
+    assert re.search(r"threshold 0\.9999999\d*:", capsys.readouterr().out)
+
+
+def test_the_report_compares_as_the_run_does():
+    """In float32 0.7 is a little less than 0.7, and equal to it when both are rounded."""
+    assert float(np.float32(0.7)) < 0.7
+    assert judged([0.7], [1]).predicted(0.7).tolist() == [0]
 
 
 def test_the_guide(folder, tmp_path, monkeypatch):

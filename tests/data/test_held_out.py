@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serl_fast.data.episodes import DatasetError
-from serl_fast.data.held_out import count_by_class, split_by_episode
+from serl_fast.data.held_out import count_by_class, join_episodes, split_by_episode
 from serl_fast.data.labelled import Frame
 
 CLASSES = ("failure", "success")
@@ -47,7 +47,36 @@ def test_two_episodes_of_a_class_are_one_on_each_side():
     train, held_out, notes = split_by_episode(made((0,) * 50, (0,) * 10, (1,), (1,)), 0.2, "ab")
     assert count_by_class(train, 2) == [50, 1]
     assert count_by_class(held_out, 2) == [10, 1]
-    assert not notes
+    assert len(notes) == 1
+    assert notes[0].startswith("2 of 2 episodes of class 'b' are a single frame")
+
+
+def test_loose_frames_are_noted():
+    assert not split_by_episode(made((0, 0), (0, 1), (1, 1), (0,)), 0.2, CLASSES)[2]  # one success of many frames
+    (note,) = split_by_episode(made((0,), (0,), (0, 0), (1, 1), (1, 1)), 0.2, CLASSES)[2]
+    assert "2 of 3 episodes of class 'failure' are a single frame" in note
+    assert "put those of each series into a folder of their own" in note
+
+
+def seen(*frames):
+    """Frames given as (group, before, after)."""
+    return [Frame({}, 0, group, "", "", before, after) for group, before, after in frames]
+
+
+def joined(*frames):
+    found, count = join_episodes(seen(*frames))
+    names = list(dict.fromkeys(frame.group for frame in found))
+    return [names.index(frame.group) for frame in found], count
+
+
+def test_frames_that_follow_each_other_are_of_one_episode():
+    assert joined(("a", b"1", b"2"), ("b", b"5", b"6"), ("c", b"2", b"3"), ("d", b"3", b"4")) == ([0, 1, 0, 0], 2)
+    assert joined(("a", b"2", b"3"), ("b", b"1", b"2")) == ([0, 0], 1)  # in any order
+    assert joined(("a", b"1", b"2"), ("b", b"1", b"2"), ("c", b"1", b"3")) == ([0, 0, 1], 1)  # the same twice
+    assert joined(("a", b"", b""), ("b", b"", b"")) == ([0, 1], 0)
+    # At rest all episodes look the same; what moved on from there does not.
+    assert joined(("a", b"0", b"0"), ("a", b"0", b"1"), ("b", b"0", b"0"), ("b", b"0", b"2")) == ([0, 0, 1, 1], 0)
+    assert joined(("a", b"1", b"9"), ("b", b"2", b"9"), ("c", b"9", b"3"), ("d", b"9", b"4")) == ([0] * 4, 3)
 
 
 def test_a_single_episode_is_cut_in_time():

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from serl_fast.data.episodes import DatasetError
-from serl_fast.data.labelled import find_recordings, read_recording
+from serl_fast.data import labelled
+from serl_fast.data.labelled import find_recordings, read_recording, without_repeats
 from serl_fast.networks.classifier import RewardClassifier
 
 CLASSES = ("failure", "success")
@@ -150,6 +151,15 @@ def test_rows_and_names_say_the_class(tmp_path):
     png(folder / "b.png", image(1))
     with pytest.raises(DatasetError, match=r"b.png: of which class is it"):
         read(folder, label=None)
+    for name in ("no_success", "not-successful", "un success", "Never_A_Success", "without success", "non.success"):
+        with pytest.raises(
+            DatasetError, match=rf"{name}.*Its name says .* and 'success', .* is not guessed; rename it"
+        ):
+            read(png(tmp_path / "y" / name / "1.png", image(1)).parents[1], label=None)
+        (tmp_path / "y" / name / "1.png").unlink()
+        (tmp_path / "y" / name).rmdir()
+    assert [frame.label for frame in read(png(tmp_path / "z" / "notes_success_7.png", image(1)), label=None)] == [1]
+    assert [frame.label for frame in read(png(tmp_path / "no_success" / "1.png", image(1)), label=0)] == [0]
     with pytest.raises(DatasetError, match=r"unsuccessful.png: of which class is it\? No word"):
         read(png(tmp_path / "x" / "unsuccessful.png", image(1)).parent, label=None)
     with pytest.raises(DatasetError, match=r"plain.pkl, transition 0: of which class is it\? It has no 'labels'"):
@@ -214,6 +224,38 @@ def test_images_of_several_cameras(tmp_path):
         read(tmp_path, keys=keys)
 
 
+def test_a_file_that_is_given_twice_is_of_one_episode(tmp_path):
+    for n in range(3):
+        png(tmp_path / "run" / f"{n}.png", image(n))
+    both = [found for path in (tmp_path / "run", tmp_path) for found in find_recordings(path, 1, ["front"], CLASSES)]
+    kept, (note,) = without_repeats(both)
+    assert len(kept) == 3
+    assert len({recording.group for recording in kept}) == 1  # the folder's, not one each
+    assert "3 file(s) are given more than once and read once" in note
+    assert without_repeats(kept) == (kept, [])
+    with pytest.raises(DatasetError, match=r"0.png is given as two classes"):
+        without_repeats([*kept, *find_recordings(tmp_path, 0, ["front"], CLASSES)])
+
+
+def test_rows_say_what_they_follow(tmp_path):
+    rows = [row(1, 2), row(2, 3, dones=True), row(3, 4, episode=1), row(3)]
+    first, last, named, alone = read(save(tmp_path / "a.pkl", rows))
+    assert first.after == last.before != first.before
+    assert (last.after, named.before, named.after, alone.before, alone.after) == (b"",) * 5
+    assert first.source == str(tmp_path / "a.pkl")
+
+
+def test_large_images_are_not_in_memory_together(tmp_path, monkeypatch):
+    from serl_fast.data import image_files
+
+    done = []
+    for name in ("_decode", "resized"):
+        real = getattr(image_files, name)
+        monkeypatch.setattr(image_files, name, lambda *given, n=name, real=real: (done.append(n), real(*given))[1])
+    image_files.decode_images([png(tmp_path / f"{n}.png", image(n, (9, 9))) for n in range(3)], SIZE)
+    assert done == ["_decode", "resized"] * 3
+
+
 def test_two_files_of_one_moment(tmp_path):
     for name in ("front/1.png", "front/1.jpg", "side/1.png"):
         png(tmp_path / name, image(1))
@@ -229,13 +271,17 @@ def clip(path, shades):
     write_video(path, [image(shade, (32, 48)) for shade in shades], fps=10)
 
 
-def test_a_clip_is_one_episode(tmp_path):
+def test_a_clip_is_one_episode(tmp_path, monkeypatch):
     clip(tmp_path / "a.mp4", [10, 60, 110])
     clip(tmp_path / "b.mp4", [160, 210])
     frames = read(tmp_path, label=0)
     assert groups(frames) == [0, 0, 0, 1, 1]
     assert np.allclose(values(frames), [10, 60, 110, 160, 210], atol=6)  # the codec is lossy
     assert frames[4].name == "b.mp4, frame 1"
+    monkeypatch.setattr(labelled, "CLIP_FRAMES", 2)
+    assert len(read(tmp_path / "b.mp4")) == 2
+    with pytest.raises(DatasetError, match=r"a.mp4: more than 2 frames; accepted: clips of so many"):
+        read(tmp_path / "a.mp4")
     (tmp_path / "b.mp4").write_bytes(b"rubbish")
     with pytest.raises(DatasetError, match=r"b.mp4"):
         read(tmp_path, label=0)
@@ -263,7 +309,6 @@ def test_where_there_is_nothing(tmp_path):
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
 def test_image_files_are_read_many_at_a_time_with_the_same_frames(tmp_path, monkeypatch, backend):
-    from serl_fast.data import labelled
     from serl_fast.data.dali_images import image_decoder
 
     monkeypatch.setattr(labelled, "IMAGES_AT_ONCE", 4)

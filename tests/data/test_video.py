@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 pytest.importorskip("av", reason="needs PyAV: pip install 'serl-fast[data]'")
 
+from serl_fast.data import video
 from serl_fast.data.episodes import DatasetError
 from serl_fast.data.video import VideoWriter, read_frames, read_frames_at, write_video
 
@@ -60,6 +62,33 @@ def test_frames_are_found_by_time(tmp_path: Path, codec: str, gop: int) -> None:
     assert levels(read_frames_at(path, [1.31, 1.31, 1.68, 2.04, 2.9], 0.05)) == [13, 13, 17, 20, 29]
     with pytest.raises(DatasetError, match=r"frame 1 of 2 is wanted at 3.0000 s \(within 0.0500 s\); .* at 2.9000 s"):
         list(read_frames_at(path, [2.9, 3.0], 0.05))
+
+
+def test_a_film_on_its_side_is_turned(tmp_path: Path) -> None:
+    picture = np.zeros((32, 48, 3), np.uint8)
+    picture[:, :24] = 200  # bright on the left
+    write_video(tmp_path / "film.mp4", [picture] * 3, 10)
+    content = bytearray((tmp_path / "film.mp4").read_bytes())
+    start = content.index(b"tkhd") + 44  # the matrix of the track's header
+    for turn, bright in (((0, 1, -1, 0), np.s_[:20]), ((0, -1, 1, 0), np.s_[28:])):  # clockwise: left goes up
+        a, b, c, d = (n << 16 for n in turn)
+        content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+        (tmp_path / "turned.mp4").write_bytes(content)
+        for frame in read_frames(tmp_path / "turned.mp4"):
+            assert frame.shape == (48, 32, 3)
+            assert frame[bright].min() > 150
+            assert frame[bright].flags.c_contiguous
+            assert frame.mean() < 130
+        assert {frame.shape for frame in read_frames(tmp_path / "turned.mp4", (12, 8))} == {(12, 8, 3)}
+
+
+def test_a_film_that_claims_too_many_pixels_is_not_decoded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "MAX_PIXELS", 32 * 48)
+    assert len(list(read_frames(path))) == 30
+    monkeypatch.setattr(video, "MAX_PIXELS", 32 * 48 - 1)
+    monkeypatch.setattr(video, "_to_pictures", lambda size: pytest.fail)
+    with pytest.raises(DatasetError, match=r"film.mp4: 48 x 32 px; accepted: up to 1,535 pixels"):
+        list(read_frames(path))
 
 
 def test_a_film_is_never_in_memory(tmp_path: Path) -> None:

@@ -209,10 +209,34 @@ def test_observations_that_do_not_fit():
         classifier.predict_success({"front": images()["front"]})
     with pytest.raises(ValueError, match=r"\(32, 32\); predict_success takes one"):
         classifier.predict_success({"front": np.zeros((32, 32), np.uint8)})
+    for wrong, said in (
+        (np.zeros((32, 32, 3), np.float32), r"float32 \(32, 32, 3\)"),
+        (torch.zeros((32, 32, 3)), r"torch.float32 \(32, 32, 3\)"),
+        (np.zeros((32, 32, 3), np.int64), r"int64 \(32, 32, 3\)"),
+        (np.zeros((3, 32, 32), np.uint8), r"uint8 \(3, 32, 32\)"),
+        (np.zeros((32, 32, 1), np.uint8), r"uint8 \(32, 32, 1\)"),
+        (np.zeros((1, 32, 32, 4), np.uint8), r"uint8 \(1, 32, 32, 4\)"),
+        ([[1.0]], r"float64 \(1, 1\)"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"camera 'front' is {said}; predict_success takes uint8 \[H, W, 3\], RGB"
+        ):
+            classifier.predict_success({"front": wrong})
     with pytest.raises(ValueError, match="image_keys is empty"):
         RewardClassifier([])
     with pytest.raises(ValueError, match="classes is 0"):
         RewardClassifier(["front"], classes=0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_pytorch_does_not_take():
+    classifier = RewardClassifier(["front"], **SMALL)
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    fixed = image.copy()
+    fixed.flags.writeable = False
+    expected = classifier.predict_success({"front": image})
+    assert classifier.predict_success({"front": fixed}) == expected
+    assert classifier.predict_success({"front": image[::-1, :, ::-1].copy()[::-1, :, ::-1]}) == expected
 
 
 def test_it_is_rebuilt_from_its_settings():

@@ -86,6 +86,12 @@ def test_thresholds_by_hand():
     assert choose_threshold(np.array([True, False]), np.array([0.3, 0.01]), 0.01).value <= 0.3
 
 
+def test_thresholds_are_compared_in_float64():
+    probabilities = np.array([0.7, 0.2], np.float32)
+    assert float(probabilities[0]) < 0.7
+    assert threshold_at(0.7, np.array([True, False]), probabilities).true_positives == 0
+
+
 def test_where_no_threshold_keeps_the_rate():
     chosen = choose_threshold(POSITIVE, np.ones(5), 0.01)
     assert chosen.false_positives == 2
