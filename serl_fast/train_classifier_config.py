@@ -23,7 +23,8 @@ class TrainClassifierConfig:
         classes: in place of success and failure: name=folder for each class, or name alone for one in labelled_data.
         success_class: of these, the one that means success; by default one named success.
         image_keys: cameras, as they are called in the environment.
-        output_dir: where the classifier goes; by default runs/classifier_<time>. An older one there is replaced.
+        output_dir: where the classifier goes, new, empty, or with an older one, which is replaced; by default
+            runs/classifier_<time>.
         batch_size: frames per gradient step, as many of each class.
         num_epochs: passes over as many frames as there are, at most.
         lr: Adam's learning rate.

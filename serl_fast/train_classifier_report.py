@@ -169,7 +169,7 @@ def threshold_text(threshold: dict[str, Any]) -> str:
 def digits_of(probability: float) -> str:
     """A probability with three digits, or so many that it is told from 0 and 1: 0.788, 0.99999997."""
     distance = min(probability, 1 - probability)
-    return f"{probability:.{max(3, 1 - math.floor(math.log10(distance)))}f}"
+    return f"{probability:.{max(3, -math.floor(math.log10(distance)))}f}"
 
 
 def _percent(value: float | None) -> str:

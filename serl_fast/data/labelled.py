@@ -325,11 +325,10 @@ def _read_pickle(
         name = "next_observations" if isinstance(row.get("next_observations"), Mapping) else "observations"
         images = {key: _camera(row[name], key, f"{where}, field '{name}/{key}'", size) for key in image_keys}
         label = _label(row, recording.label, classes, where)
-        ends: tuple[bytes, bytes] = (b"", b"")
-        if told is None and name == "next_observations":
-            ends = _digest(row["observations"], image_keys), _digest(row[name], image_keys)
-            ends = (ends[0], b"") if np.any(row.get("dones", False)) else ends
-        yield Frame(images, label, group, f"{recording.name}, step {index}", recording.source, *ends)
+        joins = told is None and name == "next_observations"
+        first = _digest(row["observations"], image_keys) if joins else b""
+        last = _digest(row[name], image_keys) if joins and not np.any(row.get("dones", False)) else b""
+        yield Frame(images, label, group, f"{recording.name}, step {index}", recording.source, first, last)
 
 
 def _digest(observation: Mapping[str, Any], image_keys: Sequence[str]) -> bytes:

@@ -41,7 +41,8 @@ def read_frames(path: str | Path, size: tuple[int, int] | None = None) -> Iterat
     """
     frames, picture_of = _decoded(Path(path), 0.0), _to_pictures(None)
     for frame in frames:
-        picture = np.ascontiguousarray(np.rot90(picture_of(frame), round(frame.rotation / 90)))
+        turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise; an older PyAV does not tell it
+        picture = np.ascontiguousarray(np.rot90(picture_of(frame), turns))
         yield picture if size is None else resize(picture[None], size)[0]
 
 

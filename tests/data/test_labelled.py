@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from serl_fast.data.episodes import DatasetError
 from serl_fast.data import labelled
+from serl_fast.data.episodes import DatasetError
 from serl_fast.data.labelled import find_recordings, read_recording, without_repeats
 from serl_fast.networks.classifier import RewardClassifier
 
@@ -282,6 +282,7 @@ def test_a_clip_is_one_episode(tmp_path, monkeypatch):
     assert len(read(tmp_path / "b.mp4")) == 2
     with pytest.raises(DatasetError, match=r"a.mp4: more than 2 frames; accepted: clips of so many"):
         read(tmp_path / "a.mp4")
+    monkeypatch.undo()
     (tmp_path / "b.mp4").write_bytes(b"rubbish")
     with pytest.raises(DatasetError, match=r"b.mp4"):
         read(tmp_path, label=0)

@@ -86,9 +86,11 @@ def test_a_film_that_claims_too_many_pixels_is_not_decoded(path: Path, monkeypat
     monkeypatch.setattr(video, "MAX_PIXELS", 32 * 48)
     assert len(list(read_frames(path))) == 30
     monkeypatch.setattr(video, "MAX_PIXELS", 32 * 48 - 1)
-    monkeypatch.setattr(video, "_to_pictures", lambda size: pytest.fail)
+    asked, check = [], video._check_size
+    monkeypatch.setattr(video, "_check_size", lambda path, shown: (asked.append(type(shown)), check(path, shown)))
     with pytest.raises(DatasetError, match=r"film.mp4: 48 x 32 px; accepted: up to 1,535 pixels"):
         list(read_frames(path))
+    assert [kind.__name__ for kind in asked] == ["VideoStream"]
 
 
 def test_a_film_is_never_in_memory(tmp_path: Path) -> None:
