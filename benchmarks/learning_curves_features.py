@@ -60,7 +60,8 @@ class FeatureCurvesConfig:
 
 def case_of(name: str, steps: int) -> curves.Case:
     """One number of crops."""
-    title = f"{CROPS[name]} crops per frame" if CROPS[name] else "a fresh crop in every update"
+    crops = CROPS[name]
+    title = f"{crops} crop{'s' * (crops > 1)} per frame" if crops else "a fresh crop in every update"
     flags = f"{FLAGS} --feature_cache {CROPS[name]}"
     return curves.Case(title, ENV, flags, steps, demo_flags=curves.CAMERA)
 
@@ -140,7 +141,7 @@ def run(argv: list[str]) -> int:
             f"```\npython -m benchmarks.learning_curves_features {' '.join(argv)}\n```",
             f"{ENV}, wrist camera of 32 px behind a frozen ResNet-10 with random weights, {config.num_demos} "
             f"demonstrations, {len(config.seeds)} seeds, one gradient step per environment step (`--synchronous`). "
-            "Columns as in [the learning curves](learning_curves.md).",
+            "Columns as in [the learning curves](learning_curves.md); minutes of a machine that did other work too.",
             f"![learning curves]({png.name})",
             rows,
             markdown(machine()),
