@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from serl_fast.files import written_whole
 
 FORMAT_VERSION = 1
 
@@ -37,16 +38,8 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"format_version": FORMAT_VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        torch.save({"format_version": FORMAT_VERSION, **content}, file)
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from serl_fast.errors import MissingExtraError, require
+from serl_fast.files import written_whole
 
 FIRST_COLUMNS = ("step", "environment_steps", "time")
 EPISODE = "environment/episode/"
@@ -170,7 +172,7 @@ def write_video(path: str | Path, frames: Sequence[Any], fps: float = 10) -> Pat
         fps: frames per second.
 
     Returns:
-        The file's path; None where imageio or its ffmpeg is not installed (said in one line).
+        The file's path; None where PyAV is not installed (said in one line).
 
     Raises:
         ValueError: no frames, or frames of another shape, size or dtype.
@@ -183,16 +185,13 @@ def write_video(path: str | Path, frames: Sequence[Any], fps: float = 10) -> Pat
             raise ValueError(
                 f"{path}: frame {index} is {frame.dtype} {frame.shape}; accepted: uint8 (height, width, 3), all alike"
             )
+    video = importlib.import_module("serl_fast.data.video")  # when asked for: it needs torch
+    odd = [(0, size % 2) for size in arrays[0].shape[:2]]  # yuv420p halves the colour planes
     try:
-        require("imageio_ffmpeg", "logging")
-        imageio = require("imageio.v2", "logging")
+        with written_whole(path) as temporary, video.VideoWriter(temporary, fps, gop=12) as writer:
+            for frame in arrays:
+                writer.add(np.pad(frame, (*odd, (0, 0)), mode="edge"))
     except MissingExtraError as error:
         print(error)
         return None
-    odd = [(0, size % 2) for size in arrays[0].shape[:2]]  # yuv420p halves the colour planes
-    with imageio.get_writer(
-        path, format="FFMPEG", fps=fps, codec="libx264", pixelformat="yuv420p", macro_block_size=1
-    ) as writer:
-        for frame in arrays:
-            writer.append_data(np.pad(frame, (*odd, (0, 0)), mode="edge"))
     return Path(path)

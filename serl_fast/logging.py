@@ -1,6 +1,6 @@
 """What a run leaves behind: metrics as CSV and TensorBoard events, and its settings; and its progress, shown.
 
-Metrics are a flat dict ``"<objective>/<name>": float``. Rich, TensorBoard, Matplotlib and imageio are
+Metrics are a flat dict ``"<objective>/<name>": float``. Rich, TensorBoard, Matplotlib and PyAV are
 optional: without one of them a run goes on and says in one line which extra brings it.
 """
 
@@ -12,7 +12,6 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import numpy as np
 from serl_fast import __version__
 from serl_fast.errors import MissingExtraError, require
 from serl_fast.figures import EPISODE, FIRST_COLUMNS, complete_rows, plot_progress, read_metrics, write_video
+from serl_fast.files import written_whole
 
 __all__ = [
     "RunLogger",
@@ -298,12 +298,10 @@ class _MetricsTable:
             rows = complete_rows(self.path)[1:]
         width = len(self.columns)
         self.columns += added
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
+        with written_whole(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(self.columns)
             writer.writerows(row + [""] * len(added) for row in rows if len(row) == width)
-        os.replace(temporary, self.path)
 
 
 def write_config(run_dir: str | Path, config: Mapping[str, Any]) -> Path:
@@ -325,9 +323,8 @@ def write_config(run_dir: str | Path, config: Mapping[str, Any]) -> Path:
     }
     path = Path(run_dir) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
     return path
 
 

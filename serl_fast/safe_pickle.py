@@ -14,7 +14,6 @@ import mmap
 import pickle
 import pickletools
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ MAX_DEPTH = 64
 """Deepest nesting of containers that is read."""
 
 _DTYPE = re.compile(r"(\?|[biufc]\d{1,2}|[SU]\d{1,9})\Z")  # no objects, no structures, no dates
-_NATIVE_ORDER = "<" if sys.byteorder == "little" else ">"
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), np.generic)
 
 # Opcodes of protocols 2 to 5 that data can contain. Absent: text opcodes of protocol 0, persistent ids,
@@ -153,8 +151,7 @@ class _Dtype:
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
             raise _Refused("a structured dtype is refused; only numbers, booleans and strings are read")
-        if order not in (_NATIVE_ORDER, "|", "="):
-            self.value = self.value.newbyteorder(order)  # type: ignore[arg-type]
+        self.value = self.value.newbyteorder(order)  # type: ignore[arg-type]
 
 
 class _Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from serl_fast.data.labelled import Frame
 from serl_fast.errors import MissingExtraError, require
+from serl_fast.files import written_whole
 from serl_fast.rewards.scores import (
     CONFIDENCE,
     accuracy,
@@ -119,9 +119,8 @@ def _plain(value: Any) -> Any:
 def write_report(folder: Path, report: dict[str, Any]) -> Path:
     """Write ``report.json``, whole or not at all."""
     path = folder / "report.json"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return path
 
 

@@ -1,6 +1,7 @@
 #include "convert.h"
 
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -39,12 +40,14 @@ const PyObject* native_descr(Dtype dtype) {
   return descrs.at(static_cast<std::size_t>(dtype));
 }
 
-// Kind and size instead of the type number: int64 has two numbers on some platforms.
+// Kind and size instead of the type number: int64 has two numbers on some platforms. The machine's own byte order
+// may also be named ('<f4'), as in arrays from files.
 bool has_dtype(const py::array& array, Dtype dtype) {
+  constexpr char kOwnOrder = std::endian::native == std::endian::little ? '<' : '>';
   const py::dtype given = array.dtype();
   const char order = given.byteorder();
   return given.kind() == kind_of(dtype) && static_cast<std::size_t>(given.itemsize()) == size_of(dtype) &&
-         (order == '=' || order == '|');
+         (order == '=' || order == '|' || order == kOwnOrder);
 }
 
 bool is_array_of(PyObject* value, Dtype dtype) {

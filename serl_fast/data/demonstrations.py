@@ -15,8 +15,9 @@ from serl_fast import safe_pickle
 from serl_fast.data.episodes import Dataset, DatasetError, Episode, ReadOptions
 from serl_fast.data.fill import fill_store
 from serl_fast.data.formats import open_dataset
-from serl_fast.data.pickle_writer import ListWriter, written_whole
+from serl_fast.data.pickle_writer import ListWriter
 from serl_fast.data.transitions import ACTION_TOLERANCE, Problem, Transition, Wanted, different_shapes, parse, shapes_of
+from serl_fast.files import written_whole
 from serl_fast.replay import ReplayStore
 
 
@@ -102,7 +103,7 @@ def save_demonstrations(path: str | Path, transitions: Iterable[Mapping[str, Any
         rows.append(row)
     if not rows:
         raise DemonstrationError(f"{path}: there are no transitions to save")
-    with written_whole(path) as file:
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
         writer = ListWriter(file)
         for row in rows:
             writer.add(row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from serl_fast.data.episodes import Array, DatasetError, Episode, check_episode
 from serl_fast.errors import require
+from serl_fast.files import written_whole
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_DEPTH = 32
@@ -253,16 +253,8 @@ def plain(value: Any) -> Any:
 def new_file(path: Path) -> Iterator[Any]:
     """A new HDF5 file (h5py's) that gets its name when the block ends, and vanishes if that fails."""
     h5py = require("h5py", "data")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with h5py.File(temporary, "w") as file:
-            yield file
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
+        yield file
 
 
 def chunk_rows(values: Array) -> int:

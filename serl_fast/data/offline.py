@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serl_fast.data.episodes import Array, Dataset, DatasetError, Episode
-from serl_fast.data.pieces import continues
+from serl_fast.data.pieces import continues, part_of
 from serl_fast.replay import ReplayStore
 
 ACTION_LIMIT = 1 - 1e-5
@@ -201,7 +201,7 @@ def pieces_of(episode: Episode, selection: Selection) -> list[Episode]:
     kept = (episode.actions != 0).any(1)
     kept[-1] = True
     edges = np.flatnonzero(np.diff(np.concatenate([[0], kept, [0]])))
-    return [_part(whole, first, last) for first, last in zip(edges[::2], edges[1::2], strict=True)]
+    return [part_of(whole, first, last) for first, last in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def discounted_returns(rewards: Array, terminated: bool, discount: float) -> npt.NDArray[np.float32]:
@@ -279,20 +279,6 @@ def _returns_from(episode: Episode, selection: Selection) -> npt.NDArray[np.floa
 
 def _return_of(episode: Episode) -> float:
     return float(episode.rewards.sum(dtype=np.float64))
-
-
-def _part(episode: Episode, first: int, last: int) -> Episode:
-    """Steps ``first`` to ``last``, which is not among them."""
-    steps = slice(first, last)
-    return replace(
-        episode,
-        observations={key: value[first : last + 1] for key, value in episode.observations.items()},
-        actions=episode.actions[steps],
-        rewards=episode.rewards[steps],
-        terminated=episode.terminated[steps],
-        truncated=episode.truncated[steps],
-        extras={key: value[steps] for key, value in episode.extras.items()},
-    )
 
 
 def _scaled(actions: Array, selection: Selection) -> Array:

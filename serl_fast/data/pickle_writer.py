@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import pickle
 import pickletools
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 PROTOCOL = 3
@@ -47,21 +43,6 @@ class ListWriter:
     def end(self) -> None:
         """Nothing follows."""
         self._file.write(pickle.STOP)
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when the block ends without an error, and is removed otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _for_any_numpy(body: bytes) -> bytes:

@@ -23,20 +23,22 @@ def split_at_ends(episode: Episode) -> Iterator[Episode]:
     steps = len(episode)
     ends = (1 + np.flatnonzero((episode.terminated | episode.truncated)[: steps - 1])).tolist()
     for first, last in pairwise([0, *ends, steps]):
-        yield (
-            episode
-            if not ends
-            else replace(
-                episode,
-                observations={name: value[first : last + 1] for name, value in episode.observations.items()},
-                actions=episode.actions[first:last],
-                rewards=episode.rewards[first:last],
-                terminated=episode.terminated[first:last],
-                truncated=episode.truncated[first:last],
-                extras={name: value[first:last] for name, value in episode.extras.items()},
-                name=f"{episode.name}, from step {first}" if first else episode.name,
-            )
-        )
+        yield part_of(episode, first, last) if ends else episode
+
+
+def part_of(episode: Episode, first: int, last: int) -> Episode:
+    """Steps ``first`` to ``last``, which is not among them."""
+    steps = slice(first, last)
+    return replace(
+        episode,
+        observations={name: value[first : last + 1] for name, value in episode.observations.items()},
+        actions=episode.actions[steps],
+        rewards=episode.rewards[steps],
+        terminated=episode.terminated[steps],
+        truncated=episode.truncated[steps],
+        extras={name: value[steps] for name, value in episode.extras.items()},
+        name=f"{episode.name}, from step {first}" if first else episode.name,
+    )
 
 
 def joined(episodes: Sequence[Episode]) -> Episode:

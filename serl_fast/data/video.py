@@ -6,7 +6,6 @@ opened, so a play list that is called ``film.mp4`` leads nowhere.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -105,7 +104,7 @@ class VideoWriter:
             quality: constant rate factor: the smaller, the better and larger.
             gop: a key frame every so many frames; the fewer, the faster a frame in the middle is found.
         """
-        av = require("av", "data")
+        av = require("av", "logging")
         self.path, self.frames, self.size = Path(path), 0, 0
         rate = Fraction(fps).limit_denominator(1001)
         try:
@@ -159,30 +158,6 @@ class VideoWriter:
         for packet in packets:
             self.size += packet.size
             self._container.mux(packet)
-
-
-def write_video(path: str | Path, frames: Iterable[Picture], fps: float) -> None:
-    """Write an MP4 file, which appears complete or not at all. See :class:`VideoWriter` for what it takes.
-
-    Args:
-        path: the file.
-        frames: uint8 [H, W, 3], RGB; at least one.
-        fps: frames per second.
-
-    Raises:
-        DatasetError: there are no frames, or frames that do not fit.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with VideoWriter(temporary, fps) as writer:
-            for frame in frames:
-                writer.add(frame)
-        if not writer.frames:
-            raise DatasetError(f"{path}: there are no frames")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _decoded(path: Path, start: float) -> Iterator[Any]:

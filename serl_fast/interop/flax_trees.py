@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import lzma
 import math
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import numpy as np
 
 from serl_fast import safe_pickle
 from serl_fast.errors import require
+from serl_fast.files import written_whole
 
 Array = np.ndarray[Any, Any]
 Tree = dict[str, Array]
@@ -108,13 +108,8 @@ def write_trees(path: str | Path, trees: ParameterTrees, names: Iterable[str] = 
     else:
         data = _to_msgpack({section: nested(tree, names) for section, tree in content.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path) as temporary:
         temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from serl_fast.agents.sac_config import from_dict
 from serl_fast.checkpoint import CheckpointError, load_checkpoint
 from serl_fast.core import Agent
 from serl_fast.errors import require
+from serl_fast.files import written_whole
 from serl_fast.rewards.classifier import ClassifierConfig, reward_classifier
 from serl_fast.rewards.vice import ViceConfig, vice
 
@@ -63,13 +63,8 @@ def save_policy(path: str | Path, agent: Agent, facts: Mapping[str, Any] | None 
     known = {key: value for key, value in (facts or {}).items() if key in _FACTS and value is not None}
     metadata = {"serl_fast": FORMAT_VERSION, "agent": json.dumps(agent.settings), "facts": json.dumps(known)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        safetensors.save_file(state, temporary, metadata)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as temporary:
+        temporary.write_bytes(safetensors.save(state, metadata))
     return path
 
 

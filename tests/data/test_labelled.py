@@ -9,6 +9,7 @@ import torch
 from serl_fast.data import labelled
 from serl_fast.data.episodes import DatasetError
 from serl_fast.data.labelled import find_recordings, read_recording, without_repeats
+from serl_fast.figures import write_video
 from serl_fast.networks.classifier import RewardClassifier
 
 CLASSES = ("failure", "success")
@@ -265,8 +266,6 @@ def test_two_files_of_one_moment(tmp_path):
 
 def clip(path, shades):
     pytest.importorskip("av")
-    from serl_fast.data.video import write_video
-
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(path, [image(shade, (32, 48)) for shade in shades], fps=10)
 

@@ -68,9 +68,11 @@ def test_what_was_drawn_ahead_does_not_outlive_many_other_draws(singles):
     reader.read(mixture, 3)
     for _ in range(singles):
         reader.read(mixture)
+    assert (reader._stream is None) == (singles == 4)
     for _ in range(100):  # nothing of the old rows is left
         store.append({**STEP, "rewards": -1.0})
-    assert (reader.read(mixture, 3)["rewards"] < 0).all() == (singles == 4)
+    drawn = reader.read(mixture, 3)["rewards"]  # with fewer, threads may have drawn before or not
+    assert singles < 4 or (drawn < 0).all()
     reader.close()
 
 

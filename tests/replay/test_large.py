@@ -132,6 +132,7 @@ ODD = {
     "reversed": lambda a: np.ascontiguousarray(a[..., ::-1])[..., ::-1],
     "transposed": lambda a: np.ascontiguousarray(a.T).T,
     "big-endian": lambda a: a.astype(a.dtype.newbyteorder(">")),
+    "own-endian": lambda a: a.view(a.dtype.newbyteorder("<" if sys.byteorder == "little" else ">")),
     "read-only": lambda a: (b := a.copy()).setflags(write=False) or b,
     "unaligned": lambda a: np.frombuffer(b"x" + a.tobytes(), a.dtype, offset=1).reshape(a.shape),
     "masked": np.ma.masked_array,

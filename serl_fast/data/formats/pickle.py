@@ -26,8 +26,9 @@ import numpy as np
 from serl_fast.data.demonstrations import read_list
 from serl_fast.data.episodes import Dataset, DatasetError, Episode, ReadOptions, check_episode
 from serl_fast.data.images import resize
-from serl_fast.data.pickle_writer import ListWriter, written_whole
+from serl_fast.data.pickle_writer import ListWriter
 from serl_fast.data.transitions import Problem, Transition, Wanted, different_shapes, extras_of, parse_all, shapes_of
+from serl_fast.files import written_whole
 
 SUFFIXES = (".pkl", ".pickle")
 
@@ -84,7 +85,7 @@ def write(path: Path, episodes: Iterable[Episode], attributes: Mapping[str, Any]
         DatasetError: there are no episodes, or one is not as it should be.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
         writer, first = ListWriter(file), None
         for episode in episodes:
             check_episode(episode, first)
