@@ -60,6 +60,31 @@ def close_quietly(env: gymnasium.Env[Any, Any]) -> None:
         print(f"closing the environment failed: {error!r}", file=sys.stderr)
 
 
+def check_augmentation(config: Any) -> None:
+    """Refuse DALI where images are not those of a batch that the host draws, or are cropped elsewhere too.
+
+    Args:
+        config: flags of a training command.
+
+    Raises:
+        ValueError: names the first flag that does not go with it.
+    """
+    if config.augment != "dali":
+        return
+    wrong = {
+        "image_keys": not config.image_keys,
+        "algorithm": ":" in config.algorithm,
+        "feature_cache": bool(getattr(config, "feature_cache", 0)),
+        "replay_device": config.replay_device == "device",
+    }
+    for name in [name for name, refused in wrong.items() if refused]:
+        raise ValueError(
+            f"augment is 'dali', which crops the images of batches that the host draws, and {name} is "
+            f"{getattr(config, name)!r}; it takes image_keys, an algorithm of this package, no feature_cache and "
+            "replay_device 'auto' or 'host'"
+        )
+
+
 def choose_device(name: str) -> torch.device:
     """The device of a name; for "auto" CUDA, else MPS, else the CPU."""
     if name != "auto":

@@ -17,10 +17,13 @@ import torch
 from serl_fast.agents.parts import normalize_states
 from serl_fast.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, save_run, save_stores
 from serl_fast.core import Agent, DeviceSource
+from serl_fast.data.dali import DaliReader
+from serl_fast.data.readers import Reader, make_reader
 from serl_fast.engine import Engine, EngineConfig, NonFiniteLossError, PolicyRunner, default_execution
 from serl_fast.engine.ranks import Alone, Ranks
 from serl_fast.evaluation import EVALUATION_SEEDS, EvaluationResult, Evaluations, evaluate
 from serl_fast.interop.pretrained import load_pretrained
+from serl_fast.kernels.choice import use_backend
 from serl_fast.logging import RunLogger, plot_progress, write_video
 from serl_fast.loop import Learner
 from serl_fast.networks.encoder import Encoder
@@ -66,6 +69,7 @@ class Run:
         self.counters, self.stop = Counters(), Stop()
         self.interrupted = False
         self._found_out: dict[str, Any] = {}
+        use_backend("auto" if config.augment == "dali" else config.augment, self.device)
 
     # What a command adds.
 
@@ -149,6 +153,25 @@ class Run:
         chunks = np.split(np.arange(len(store)), range(1000, len(store), 1000))  # images come along
         states = np.concatenate([store.batch_at(rows)["observations"]["state"] for rows in chunks])
         normalize_states(self.agent.networks, torch.from_numpy(states))
+
+    def make_reader(self, stores: list[ReplayStore], rows: int, discount: float, updates: int, **given: Any) -> Reader:
+        """Where batches come from, by ``--augment`` and ``--replay_device``; says where.
+
+        Args:
+            stores: what is drawn from.
+            rows: of one update.
+            discount: gamma.
+            updates: of most calls of the engine.
+            given: as for ``data.readers.make_reader``.
+        """
+        config = self.config
+        if config.augment == "dali":
+            print("replay on the host, drawn in line; its images are cropped there by DALI")
+            seed = config.seed + self.ranks.rank
+            return DaliReader(rows, config.image_keys, self.device, seed=seed, updates=updates)
+        reader, why = make_reader(config.replay_device, stores, rows, discount, self.device, updates=updates, **given)
+        print(why)
+        return reader
 
     def build_engine(self, seed: int, source: DeviceSource | None) -> None:
         """Make the engine, and say how it runs."""

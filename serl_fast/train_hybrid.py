@@ -23,12 +23,11 @@ from serl_fast.checkpoint import (
 )
 from serl_fast.cli import import_callable, main, parse
 from serl_fast.core import Agent
-from serl_fast.data.dali import DaliReader
 from serl_fast.data.demonstrations import fill_with_demonstrations
 from serl_fast.data.feature_cache import CropEncoder, FeatureCache, describe
 from serl_fast.data.fill import NoRoomError
 from serl_fast.data.offline import FOLLOWING, MC_RETURNS, FilledLater, Selection, prepared
-from serl_fast.data.readers import Reader, make_reader
+from serl_fast.data.readers import Reader
 from serl_fast.engine import (
     PolicyPublisher,
     PolicyRunner,
@@ -37,7 +36,6 @@ from serl_fast.engine.ranks import Alone, Ranks, join
 from serl_fast.envs import SETUP_MODES, load_operator, make_env
 from serl_fast.follow import SharedLearner
 from serl_fast.initial import Initial
-from serl_fast.kernels.choice import use_backend
 from serl_fast.logging import RunLogger, progress
 from serl_fast.loop import Actor, Appends, Learner, run_synchronous, run_threaded
 from serl_fast.replay import ReplayStore
@@ -61,7 +59,6 @@ class Run(runs.Run):
 
     def __init__(self, config: TrainHybridConfig, ranks: Ranks | Alone | None = None) -> None:
         super().__init__(config, ranks)
-        use_backend("auto" if config.augment == "dali" else config.augment, self.device)
         # One stream each for the weights, the learner's noise, the actor's noise, the two stores, and cached crops.
         seeds = np.random.SeedSequence(config.seed).generate_state(6).tolist()
         torch.manual_seed(seeds[0])
@@ -205,8 +202,13 @@ class Run(runs.Run):
                     f"{self.initial.algorithm}: leave the flag out"
                 )
             agent = self.initial.agent(state_dim, mode.action_dim, config.image_keys)
-            if config.augment == "dali" and agent.settings["config"]["crop_padding"]:
+            crops = agent.settings["config"]["crop_padding"] > 0
+            if crops and config.augment == "dali":
                 raise ValueError(f"augment is 'dali'; the agent of {self.initial.path} crops by itself: give another")
+            if config.image_keys and not crops and config.augment != "dali":
+                print(
+                    f"images are NOT cropped: the agent of {self.initial.path} has crop_padding 0; --augment dali does"
+                )
             print(f"algorithm {self.initial.algorithm} with the checkpoint's settings; flags of SAC have no effect")
         elif config.algorithm == "sac":
             agent = build_agent(state_dim, mode.action_dim, mode.grippers, config.image_keys, config.agent(sizes))
@@ -277,27 +279,17 @@ class Run(runs.Run):
         return self.caches[0].features, self.caches[1].features
 
     def _reader(self) -> Reader:
-        config, stores = self.config, list(self._drawn_from())
-        rows = self.ranks.share(config.batch_size)
-        if config.augment == "dali":
-            print("replay on the host, drawn in line; its images are cropped there by DALI")
-            seed, updates = config.seed + self.ranks.rank, config.cta_ratio
-            return DaliReader(rows, config.image_keys, self.device, seed=seed, updates=updates)
-        reader, why = make_reader(
-            config.replay_device,
-            stores,
-            rows,
+        config = self.config
+        # Growing builds the step anew, which ranks would do at different updates.
+        room = (self.online.capacity, len(self.demonstrations) + ROOM_FOR_INTERVENTIONS)
+        return self.make_reader(
+            list(self._drawn_from()),
+            self.ranks.share(config.batch_size),
             config.discount,
-            self.device,
+            config.cta_ratio,
             synchronous=config.synchronous,
-            updates=config.cta_ratio,
-            # Growing builds the step anew, which ranks would do at different updates.
-            room=None
-            if self.ranks.size > 1
-            else (self.online.capacity, len(self.demonstrations) + ROOM_FOR_INTERVENTIONS),
+            room=None if self.ranks.size > 1 else room,
         )
-        print(why)
-        return reader
 
     def _stores(self, checkpoint: dict[str, Any] | None) -> tuple[ReplayStore, ReplayStore]:
         """The stores of demonstrations and of online data, in this order."""

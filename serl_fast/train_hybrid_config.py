@@ -11,6 +11,7 @@ from serl_fast.agents.sac_config import UNSIZED_ENCODERS, SACConfig
 from serl_fast.core import Compat
 from serl_fast.envs import SetupModeName
 from serl_fast.reward_flags import RewardFlags
+from serl_fast.run_setup import check_augmentation
 from serl_fast.schedule import LoopConfig
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -195,27 +196,10 @@ class TrainHybridConfig(RewardFlags):
             )
         if self.feature_cache and not self.image_keys:
             raise ValueError(f"feature_cache is {self.feature_cache}, but there are no cameras: give --image_keys")
-        self._check_augmentation()
+        check_augmentation(self)
         for name in ("final_eval_episodes", "video_episodes", "threads", "feature_cache"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-
-    def _check_augmentation(self) -> None:
-        """Refuse DALI where images are not those of a batch that the host draws, or are cropped elsewhere too."""
-        if self.augment != "dali":
-            return
-        wrong = {
-            "image_keys": not self.image_keys,
-            "algorithm": self.algorithm != "sac",
-            "feature_cache": bool(self.feature_cache),
-            "replay_device": self.replay_device == "device",
-        }
-        for name in [name for name, refused in wrong.items() if refused]:
-            raise ValueError(
-                f"augment is 'dali', which crops the images of batches that the host draws, and {name} is "
-                f"{getattr(self, name)!r}; it takes image_keys, algorithm 'sac', feature_cache 0 and replay_device "
-                "'auto' or 'host'"
-            )
 
     def loop(self) -> LoopConfig:
         """The schedule."""

@@ -22,7 +22,6 @@ from serl_fast.data.episodes import Dataset, ReadOptions, columns_of
 from serl_fast.data.fill import count_steps
 from serl_fast.data.formats import open_dataset
 from serl_fast.data.offline import Selection, Summary, best_episodes, pieces_of, prepared
-from serl_fast.data.readers import make_reader
 from serl_fast.engine import PolicyPublisher, PolicyRunner
 from serl_fast.envs import SETUP_MODES, action_range, make_env
 from serl_fast.evaluation import Evaluations
@@ -58,10 +57,7 @@ class Run(runs.Run):
             self._require_same_data(checkpoint)
         else:
             self.normalize(self.data)
-        reader, why = make_reader(
-            config.replay_device, [self.data], config.batch_size, config.gamma, self.device, updates=config.block
-        )
-        print(why)
+        reader = self.make_reader([self.data], config.batch_size, config.gamma, config.block)
         self.build_engine(seeds[1], reader.source)
         self.logger = RunLogger(self.directory)
         self.learner = Learner(

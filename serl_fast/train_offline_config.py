@@ -14,6 +14,7 @@ from typing import Any, Literal
 from serl_fast.agents.build import ALGORITHMS
 from serl_fast.agents.sac_config import UNSIZED_ENCODERS
 from serl_fast.envs import SetupModeName
+from serl_fast.run_setup import check_augmentation
 from serl_fast.schedule import LoopConfig
 
 OFFERED = tuple(name for name in ALGORITHMS if name != "hybrid_sac")
@@ -60,6 +61,7 @@ class TrainOfflineConfig:
         execution: "auto" is compiled where there is a C++ compiler, else eager.
         strict_execution: end with an error where the step does not compile; otherwise it runs eagerly, which is said.
         replay_device: where batches are drawn, "host" or "device" memory; see train_hybrid.
+        augment: how images are cropped at random: "triton", "torch", "dali" or "auto"; see train_hybrid.
         precision: of the forward and backward passes; one line says where the CPU has no instructions for it.
         threads: torch's threads; 0 chooses.
         pretrained_encoder: resnet10_params.pkl for the cameras' ResNet-10; by default ~/.serl/resnet10_params.pkl.
@@ -96,6 +98,7 @@ class TrainOfflineConfig:
     execution: Literal["auto", "eager", "compiled", "graphed"] = "auto"
     strict_execution: bool = False
     replay_device: Literal["auto", "host", "device"] = "auto"
+    augment: Literal["auto", "triton", "dali", "torch"] = "auto"
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     threads: int = 0
     pretrained_encoder: Path | None = None
@@ -109,6 +112,7 @@ class TrainOfflineConfig:
                 f"algorithm is {self.algorithm!r}; choose from {', '.join(OFFERED)}, or give module:callable"
             )
         self.loop()
+        check_augmentation(self)
         if ":" not in self.algorithm:
             self.agent()
         elif self.algorithm_options or self.lr is not None:
@@ -179,7 +183,12 @@ class TrainOfflineConfig:
         if self.lr is not None:
             rates = ("learning_rate", "actor_learning_rate", "critic_learning_rate")
             values |= dict.fromkeys(rates, self.lr)
-        values |= options(kind, self.algorithm_options, self.algorithm)
+        given = options(kind, self.algorithm_options, self.algorithm)
+        values |= given
+        if self.augment == "dali":
+            if "crop_padding" in given:
+                raise ValueError("augment is 'dali', which crops by 4 pixels before the step: no option crop_padding")
+            values["crop_padding"] = 0  # the batches come cropped
         if image_sizes and values.get("encoder") in UNSIZED_ENCODERS:
             if len(set(image_sizes)) > 1:
                 raise ValueError(f"encoder {values['encoder']!r} does not resize; the cameras have sizes {image_sizes}")

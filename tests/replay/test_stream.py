@@ -32,7 +32,7 @@ def make_store(step):
 
 
 def soon(condition):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.001)
     return condition()
