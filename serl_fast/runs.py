@@ -150,8 +150,7 @@ class Run:
         encoder = dict(self.agent.networks.items()).get("encoder")
         if not isinstance(encoder, Encoder) or encoder.normalizer is None:
             return
-        chunks = np.split(np.arange(len(store)), range(1000, len(store), 1000))  # images come along
-        states = np.concatenate([store.batch_at(rows)["observations"]["state"] for rows in chunks])
+        states = store.sampler(fields=["observations/state"]).batch_at(np.arange(len(store)))["observations"]["state"]
         normalize_states(self.agent.networks, torch.from_numpy(states))
 
     def make_reader(self, stores: list[ReplayStore], rows: int, discount: float, updates: int, **given: Any) -> Reader:

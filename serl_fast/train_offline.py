@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -29,7 +31,7 @@ from serl_fast.figures import plot_q_values
 from serl_fast.logging import RunLogger
 from serl_fast.loop import Learner, run_alone
 from serl_fast.offline_diagnostics import Diagnostics
-from serl_fast.replay import ReplayStore
+from serl_fast.replay import ReplayStore, Schema
 from serl_fast.run_setup import close_quietly, example_transition, new_directory, spaces_of, with_next_actions
 from serl_fast.schedule import crossed
 from serl_fast.train_offline_config import TrainOfflineConfig
@@ -48,6 +50,7 @@ class Run(runs.Run):
         self.directory, checkpoint = self.place(new_directory(f"offline_{config.algorithm}", config.seed))
         env = self._environment()
         self.summary = Summary()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.data = self._store(env, seeds[2])
         if env is not None and not (config.eval_interval or config.final_eval_episodes):
             close_quietly(env)  # it has said what it observes and takes
@@ -95,6 +98,12 @@ class Run(runs.Run):
         run_alone(self.learner, self.stop, self._between)
         if self._measured_at != self.counters.updates:
             self._measure()
+
+    def close(self) -> None:
+        """Give back what only learning needs."""
+        super().close()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def draw(self) -> None:
         """Draw success, and the critics' values."""
@@ -170,7 +179,7 @@ class Run(runs.Run):
         else:
             example = first_transition(datasets[0], selection)
         mode = SETUP_MODES[config.setup_mode] if config.setup_mode else None
-        store = ReplayStore.from_example(example, sum(map(count_steps, datasets)), seed=seed)
+        store = self._empty_store(example, sum(map(count_steps, datasets)), seed)
         fill_with_demonstrations(
             config.demo_paths,
             store,
@@ -181,6 +190,16 @@ class Run(runs.Run):
         )
         print(self.summary.describe())
         return store
+
+    def _empty_store(self, example: dict[str, Any], capacity: int, seed: int) -> ReplayStore:
+        parent = self.config.data_on_disk
+        if parent is None:
+            return ReplayStore.from_example(example, capacity, seed=seed)
+        parent.mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.TemporaryDirectory(prefix="train_offline_", dir=parent)
+        path = Path(self._folder.name) / "store"
+        print(f"the data are on disk, in {path}, until the end")
+        return ReplayStore.open(path, Schema.from_example(example), capacity, seed=seed)
 
     def _agent(self) -> Agent:
         config = self.config

@@ -60,6 +60,8 @@ class TrainOfflineConfig:
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         execution: "auto" is compiled where there is a C++ compiler, else eager.
         strict_execution: end with an error where the step does not compile; otherwise it runs eagerly, which is said.
+        data_on_disk: folder for a store of the data that is larger than memory, removed at the end; by default the
+            data are in memory.
         replay_device: where batches are drawn, "host" or "device" memory; see train_hybrid.
         augment: how images are cropped at random: "triton", "torch", "dali" or "auto"; see train_hybrid.
         precision: of the forward and backward passes; one line says where the CPU has no instructions for it.
@@ -97,6 +99,7 @@ class TrainOfflineConfig:
     device: str = "auto"
     execution: Literal["auto", "eager", "compiled", "graphed"] = "auto"
     strict_execution: bool = False
+    data_on_disk: Path | None = None
     replay_device: Literal["auto", "host", "device"] = "auto"
     augment: Literal["auto", "triton", "dali", "torch"] = "auto"
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"

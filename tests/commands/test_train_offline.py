@@ -162,6 +162,30 @@ def test_evaluation_on_the_way_at_the_end_and_by_its_own_command(demos, tmp_path
     assert "success rate" in capsys.readouterr().out
 
 
+def test_data_on_disk_are_the_same_data(made, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    on_disk = made("iql", "--data_on_disk", str(disk))
+    assert f"the data are on disk, in {disk}" in capsys.readouterr().out
+    assert not list(disk.iterdir())  # removed at the end
+    a, b = (load_checkpoint(run / "final_model.pth")["networks"] for run in (made("iql"), on_disk))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_statistics_of_the_state_take_the_state_alone_from_the_store(demos, tmp_path, monkeypatch):
+    flags = [*TINY, "--demo_paths", str(demos), "--algorithm=iql", "--save_dir", str(tmp_path)]
+    run = train_offline.Run(parse(TrainOfflineConfig, flags, description=""))
+    states = run.data.batch_at(np.arange(len(run.data)))["observations"]["state"]
+    normalizer = run.agent.networks["encoder"].normalizer
+    np.testing.assert_allclose(normalizer.mean.numpy(), states.mean(0), rtol=1e-5)
+    asked = []
+    sampler = ReplayStore.sampler
+    monkeypatch.setattr(ReplayStore, "sampler", lambda store, **k: asked.append(k["fields"]) or sampler(store, **k))
+    monkeypatch.setattr(ReplayStore, "batch_at", None)  # whose batches hold the images of all rows
+    run.normalize(run.data)
+    assert asked == [["observations/state"]]
+
+
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(demos, made, tmp_path, capsys):
     flags = [*TINY, "--demo_paths", str(demos), "--algorithm=rebrac", "--algorithm_options", SMALL]
     flags += ["--save_dir", str(tmp_path)]
