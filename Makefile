@@ -112,9 +112,9 @@ bench: $(READY) ## the benchmark suite: table and pictures in benchmarks/results
 bench-compare: $(READY) ## this tree beside another revision (REF=main); fails where it lost more than 10 % of its speed
 	$(BIN)/python -m benchmarks regression --ref $(REF) $(ARGS)
 
-gpu-check: ## every GPU test and the ladder of executions, with GPU_PYTHON's torch, into benchmarks/results (10 minutes)
+gpu-check: ## every GPU test and the ladder of executions, with GPU_PYTHON's torch, in 10 minutes (ARGS="--output DIR")
 	$(GPU_PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps -e .
-	$(GPU_PYTHON) -m benchmarks.gpu_check
+	$(GPU_PYTHON) -m benchmarks.gpu_check $(ARGS)
 
 clean: ## remove builds and caches; runs/ and .venv stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch._inductor.utils import fresh_cache
 
-from benchmarks.measure import LIMIT
+from benchmarks.measure import LIMIT, described
 from benchmarks.memory import peak_bytes
 from benchmarks.products import MatrixProducts
 from benchmarks.suite import SCALES, Run, Work, case, full, normal
@@ -132,7 +132,10 @@ def learner(
                 except (ValueError, ExecutionError) as error:
                     work.missing[execution] = why(error, execution)
         if "eager" in work.functions:
-            add_limit(work, precision, run)
+            try:
+                add_limit(work, precision, run)
+            except RuntimeError as error:  # the variants are still worth knowing
+                work.missing[LIMIT] = described(error)
     except BaseException:
         close()
         raise

@@ -105,6 +105,7 @@ class Plugin:
         if report.failed:
             self.failures.append(f"{report.nodeid}\n{report.longreprtext}")
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self) -> None:
         self.interrupted = True
 
@@ -131,7 +132,12 @@ def run_pass(plugin: Plugin, folder: Path = FOLDER) -> None:
     arguments += ["--continue-on-collection-errors"]
     arguments += ["--rootdir", str(FOLDER.parent), "-c", str(FOLDER.parent / "pyproject.toml"), "--tb=short"]
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        status = int(pytest.main(arguments, plugins=[_Named(plugin)]))
+        try:
+            status = int(pytest.main(arguments, plugins=[_Named(plugin)]))
+        except Exception:
+            if plugin.interrupted:  # pytest fails to say where Ctrl-C came, if that has no line in a source
+                return
+            raise
     if status in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR):
         plugin.failures.append(said.getvalue())
 

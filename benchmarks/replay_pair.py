@@ -135,9 +135,11 @@ class Beside:
         stop, calls, start = threading.Event(), 0, time.perf_counter()
 
         def others() -> None:
-            while not stop.is_set():
+            while True:  # once at least, however late this thread begins
                 self.other()
                 self.moved += self.rows
+                if stop.is_set():
+                    return
 
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(others)

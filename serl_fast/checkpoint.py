@@ -38,8 +38,15 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary, temporary.open("wb") as file:
-        torch.save({"format_version": FORMAT_VERSION, **content}, file)
+    try:
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            torch.save({"format_version": FORMAT_VERSION, **content}, file)
+    except (OSError, RuntimeError) as error:
+        # Of a disk that is full torch only says that its own count of bytes is wrong.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise OSError(reason.errno, reason.strerror, str(path)) from error
     return path
 
 

@@ -5,6 +5,7 @@ python -m serl_fast.evaluate --checkpoint runs/.../final_model.pth --episodes 50
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from serl_fast.core import Agent
 from serl_fast.engine import PolicyRunner
 from serl_fast.envs import SETUP_MODES, make_env
 from serl_fast.evaluation import EvaluationResult, evaluate
+from serl_fast.figures import Film
 from serl_fast.interop.policies import build, load_policy
-from serl_fast.logging import write_video
 from serl_fast.reward_flags import RewardFlags
 
 
@@ -53,6 +54,10 @@ class EvaluateConfig(RewardFlags):
         super().__post_init__()
         if self.episodes < 1:
             raise ValueError(f"episodes is {self.episodes}; it must be at least 1")
+        if self.video and self.video_episodes < 1:
+            raise ValueError(f"video_episodes is {self.video_episodes}; it must be at least 1 (no video: no --video)")
+        if self.video and not self.video.parent.is_dir():
+            raise ValueError(f"video is {self.video}; there is no folder {self.video.parent}")
 
 
 def evaluate_checkpoint(config: EvaluateConfig) -> EvaluationResult:
@@ -75,20 +80,19 @@ def evaluate_checkpoint(config: EvaluateConfig) -> EvaluationResult:
         rescale=True,
         judge=config.judge(),
     )
-    if config.video and env.render_mode != "rgb_array":
-        raise ValueError(f"no video: {env.spec.id if env.spec else env} does not render; leave --video out")
-    runner = PolicyRunner(agent, seed=config.seed, device=torch.device(config.device))
-    result = evaluate(
-        env,
-        lambda observation: runner.act(observation, deterministic=not config.stochastic),
-        config.episodes,
-        seed=config.seed,
-        record_episodes=config.video_episodes if config.video else 0,
-    )
-    env.close()
-    if config.video:
-        write_video(config.video, result.frames, fps=10)
-    return result
+    with contextlib.closing(env):
+        if config.video and env.render_mode != "rgb_array":
+            raise ValueError(f"no video: {env.spec.id if env.spec else env} does not render; leave --video out")
+        runner = PolicyRunner(agent, seed=config.seed, device=torch.device(config.device))
+        with Film(config.video) if config.video else contextlib.nullcontext() as film:
+            return evaluate(
+                env,
+                lambda observation: runner.act(observation, deterministic=not config.stochastic),
+                config.episodes,
+                seed=config.seed,
+                record_episodes=config.video_episodes,
+                film=film.add if film else None,
+            )
 
 
 def _builder(config: EvaluateConfig) -> Callable[[dict[str, Any]], Agent]:

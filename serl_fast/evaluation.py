@@ -1,4 +1,4 @@
-"""Episodes without learning or interventions: success rate, return, length, frames."""
+"""Episodes without learning or interventions: success rate, return, length, and a film of some."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ class EvaluationResult:
         successes: for each episode, whether it succeeded.
         returns: undiscounted sums of rewards.
         lengths: steps.
-        frames: rendered frames uint8 [H, W, 3] of the recorded episodes, in order.
         true_successes: where a classifier said what success is, whether the environment saw it too, in each episode;
             empty where it does not say.
     """
@@ -33,7 +32,6 @@ class EvaluationResult:
     successes: list[bool]
     returns: list[float]
     lengths: list[int]
-    frames: list[np.ndarray] = field(default_factory=list, repr=False)
     true_successes: list[bool] = field(default_factory=list)
 
     @property
@@ -64,6 +62,7 @@ def evaluate(
     *,
     seed: int,
     record_episodes: int = 0,
+    film: Callable[[np.ndarray], object] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EvaluationResult:
     """Run ``policy`` for a number of episodes.
@@ -73,7 +72,8 @@ def evaluate(
         policy: observation -> action.
         episodes: how many, at least 1.
         seed: episode i is reset with seed + i.
-        record_episodes: render the first so many.
+        record_episodes: render the first so many, if there is a film.
+        film: is given their rendered frames, in order, one after the other: all of them may not fit into memory.
         should_stop: asked before each step; True ends early with the finished episodes.
     """
     if episodes < 1:
@@ -86,16 +86,16 @@ def evaluate(
         while not done:
             if should_stop():
                 return result
-            if episode < record_episodes:
-                result.frames.append(np.asarray(env.render()))
+            if film is not None and episode < record_episodes:
+                film(np.asarray(env.render()))
             observation, reward, terminated, truncated, info = env.step(policy(observation))
             total += float(reward)
             length += 1
             success = success or succeeded(float(reward), bool(terminated), info)
             verdicts += [info["true_succeed"]] if "true_succeed" in info else []
             done = bool(terminated or truncated)
-        if episode < record_episodes:
-            result.frames.append(np.asarray(env.render()))
+        if film is not None and episode < record_episodes:
+            film(np.asarray(env.render()))
         result.successes.append(success)
         result.true_successes.extend([any(verdicts)] if verdicts else [])
         result.returns.append(total)

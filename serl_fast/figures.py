@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +164,70 @@ def _rolling(curve: tuple[Any, Any]) -> tuple[Any, Any]:
     return steps, (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def write_video(path: str | Path, frames: Sequence[Any], fps: float = 10) -> Path | None:
-    """Write an MP4 that every player and browser shows: H.264, yuv420p.
+class Film:
+    """An MP4 that every player and browser shows, H.264 yuv420p, written while its frames come.
+
+    In a ``with`` block, which gives the file its name when it ends without an error; no file without frames.
 
     Args:
         path: the file.
-        frames: uint8 [H, W, 3], all of one size; an odd height or width grows by one repeated line.
         fps: frames per second.
+
+    Attributes:
+        frames: how many came.
+        written: whether there is a file when the block has ended; not where PyAV is not installed (said in one line).
+    """
+
+    def __init__(self, path: str | Path, fps: float = 10) -> None:
+        self.path, self.frames, self.written = Path(path), 0, False
+        self._fps, self._shape = fps, (0, 0, 3)
+        self._open = contextlib.ExitStack()
+        self._writer: Any = None
+
+    def add(self, frame: Any) -> None:
+        """Take the next frame.
+
+        Args:
+            frame: uint8 [H, W, 3], all of one size; an odd height or width grows by one repeated line.
+
+        Raises:
+            ValueError: it has another shape, size or dtype.
+        """
+        picture = np.asarray(frame)
+        if not self.frames and picture.ndim == 3:
+            self._shape = (*picture.shape[:2], 3)
+        if picture.dtype != np.uint8 or picture.shape != self._shape:
+            raise ValueError(
+                f"{self.path}: frame {self.frames} is {picture.dtype} {picture.shape}; "
+                "accepted: uint8 (height, width, 3), all alike"
+            )
+        if not self.frames:
+            self._begin()
+        self.frames += 1
+        if self._writer is not None:
+            odd = [(0, size % 2) for size in self._shape[:2]]  # yuv420p halves the colour planes
+            self._writer.add(np.pad(picture, (*odd, (0, 0)), mode="edge"))
+
+    def __enter__(self) -> Film:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+        self.written = self._writer is not None
+
+    def _begin(self) -> None:
+        video = importlib.import_module("serl_fast.data.video")  # when asked for: it needs torch
+        try:
+            with contextlib.ExitStack() as opened:
+                temporary = opened.enter_context(written_whole(self.path))
+                self._writer = opened.enter_context(video.VideoWriter(temporary, self._fps, gop=12))
+                self._open = opened.pop_all()
+        except MissingExtraError as error:
+            print(error)
+
+
+def write_video(path: str | Path, frames: Iterable[Any], fps: float = 10) -> Path | None:
+    """Write a :class:`Film` of ``frames``.
 
     Returns:
         The file's path; None where PyAV is not installed (said in one line).
@@ -177,21 +235,9 @@ def write_video(path: str | Path, frames: Sequence[Any], fps: float = 10) -> Pat
     Raises:
         ValueError: no frames, or frames of another shape, size or dtype.
     """
-    if not len(frames):
+    with Film(path, fps) as film:
+        for frame in frames:
+            film.add(frame)
+    if not film.frames:
         raise ValueError(f"{path}: there are no frames")
-    arrays = [np.asarray(frame) for frame in frames]
-    for index, frame in enumerate(arrays):
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != arrays[0].shape:
-            raise ValueError(
-                f"{path}: frame {index} is {frame.dtype} {frame.shape}; accepted: uint8 (height, width, 3), all alike"
-            )
-    video = importlib.import_module("serl_fast.data.video")  # when asked for: it needs torch
-    odd = [(0, size % 2) for size in arrays[0].shape[:2]]  # yuv420p halves the colour planes
-    try:
-        with written_whole(path) as temporary, video.VideoWriter(temporary, fps, gop=12) as writer:
-            for frame in arrays:
-                writer.add(np.pad(frame, (*odd, (0, 0)), mode="edge"))
-    except MissingExtraError as error:
-        print(error)
-        return None
-    return Path(path)
+    return film.path if film.written else None

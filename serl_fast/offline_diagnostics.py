@@ -65,7 +65,7 @@ class Diagnostics:
         """The metrics for the networks as they are after ``updates`` gradient steps; remembers what they cross."""
         with torch.no_grad():
             parts = [self._of(rows) for rows in np.split(self._rows, range(CHUNK, len(self._rows), CHUNK))]
-        values = {name: torch.cat([part[name] for part in parts]).double() for name in parts[0]}
+        values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         values["offline/mc_return"] = values["offline/mc_return"][known(values["offline/mc_return"].numpy())]
         means = {name: float(value.mean()) for name, value in values.items()}
         if "offline/q_data" in means:
@@ -119,7 +119,8 @@ class Diagnostics:
         if "critic" in self._agent.networks:
             found["offline/q_data"] = self._q(observations, actions)
             found["offline/q_policy"] = self._q(observations, chosen)
-        return {name: value.float().cpu().flatten() for name, value in found.items()}
+        # Copies, as float64: a column of a batch may share its memory with the batch's images, and would keep them.
+        return {name: value.flatten().cpu().double() for name, value in found.items()}
 
     def _q(self, observations: Observations, actions: Tensor) -> Tensor:
         """Mean over the ensemble of Q_e(s, a), [B]."""

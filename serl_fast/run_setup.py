@@ -45,9 +45,12 @@ def can_be_filmed(env: gymnasium.Env[Any, Any]) -> bool:
         return False
     try:
         env.reset()
-        env.render()
+        picture = np.asarray(env.render())
     except Exception as error:  # a missing graphics library shows only now
         print(f"no video: {error}")
+        return False
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        print(f"no video: a picture is {picture.dtype} {picture.shape}, not uint8 (height, width, 3)")
         return False
     return True
 

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import gymnasium
 import numpy as np
@@ -22,9 +22,11 @@ from serl_fast.data.readers import Reader, make_reader
 from serl_fast.engine import Engine, EngineConfig, NonFiniteLossError, PolicyRunner, default_execution
 from serl_fast.engine.ranks import Alone, Ranks
 from serl_fast.evaluation import EVALUATION_SEEDS, EvaluationResult, Evaluations, evaluate
+from serl_fast.figures import Film
+from serl_fast.files import FolderInUseError, held_alone
 from serl_fast.interop.pretrained import load_pretrained
 from serl_fast.kernels.choice import use_backend
-from serl_fast.logging import RunLogger, plot_progress, write_video
+from serl_fast.logging import RunLogger, plot_progress
 from serl_fast.loop import Learner
 from serl_fast.networks.encoder import Encoder
 from serl_fast.replay import ReplayStore
@@ -69,6 +71,7 @@ class Run:
         self.counters, self.stop = Counters(), Stop()
         self.interrupted = False
         self._found_out: dict[str, Any] = {}
+        self._lock: BinaryIO | None = None  # open as long as this process writes to the folder
         use_backend("auto" if config.augment == "dali" else config.augment, self.device)
 
     # What a command adds.
@@ -102,7 +105,7 @@ class Run:
         """The run's folder, and the checkpoint to continue from.
 
         Raises:
-            ValueError: the folder holds a run already, or one of another environment.
+            ValueError: the folder holds a run already, or one of another environment, or another process writes to it.
             CheckpointError: there is nothing to continue from.
         """
         config = self.config
@@ -112,6 +115,8 @@ class Run:
                 raise ValueError(f"{directory} holds a run already; give --resume, or another --save_dir")
             return directory, None
         directory = config.save_dir or newest_run()
+        latest_checkpoint(directory)  # a folder without one is left as it is
+        self._hold(directory)
         path = latest_checkpoint(directory)
         checkpoint = load_checkpoint(path)
         for name in ("env", "setup_mode"):
@@ -120,6 +125,24 @@ class Run:
                 raise ValueError(f"--{name} is {given}; {path} was trained with {saved}: resume with that")
         print(f"resuming from {path}")
         return directory, checkpoint
+
+    def _hold(self, directory: Path) -> None:
+        """Be the only process that writes to the run's folder; what another left unfinished goes."""
+        if self._lock is not None:
+            return
+        try:
+            self._lock = held_alone(directory)
+        except FolderInUseError as error:
+            raise ValueError(f"{error}; wait for it, or end it, or give another --save_dir") from error
+        except OSError as error:
+            raise ValueError(f"the run's folder can not be used: {error}; give another --save_dir") from error
+        for unfinished in directory.glob(".*.pth.*.tmp"):  # of a process that was killed while it saved
+            unfinished.unlink(missing_ok=True)
+
+    def open_logger(self) -> None:
+        """Make the run's folder and what writes to it."""
+        self._hold(self.directory)
+        self.logger = RunLogger(self.directory)
 
     def take_weights(self, agent: Agent, checkpoint: dict[str, Any] | None) -> Agent:
         """Check the agent against the checkpoint to resume; a new one gets its pre-trained encoder.
@@ -240,7 +263,7 @@ class Run:
             seen = "" if true is None else f" by the classifier, {true:.0%} by the environment itself"
             count, value = len(result.successes), np.mean(result.returns)
             print(f"success rate over {count} fresh episodes: {result.success_rate:.0%}{seen}; return {value:.4g}")
-        for path in (final, *sorted(set(self.directory.iterdir()) - {final})):
+        for path in (final, *sorted(set(self.directory.glob("[!.]*")) - {final})):
             print(f"  {path}")
         return result
 
@@ -364,18 +387,18 @@ class Run:
         if not episodes and not due:
             return None
         runner = PolicyRunner(self.agent, device=self.device)
-        result = evaluate(
-            env,
-            lambda observation: runner.act(observation, deterministic=True),
-            episodes or self.config.eval_episodes,
-            seed=EVALUATION_SEEDS * (1 + self.config.seed) + EVALUATION_SEEDS // 2,
-            record_episodes=self.config.video_episodes if can_be_filmed(env) else 0,
-            should_stop=lambda: self.interrupted,
-        )
+        with Film(self.directory / "rollout.mp4") as film:
+            result = evaluate(
+                env,
+                lambda observation: runner.act(observation, deterministic=True),
+                episodes or self.config.eval_episodes,
+                seed=EVALUATION_SEEDS * (1 + self.config.seed) + EVALUATION_SEEDS // 2,
+                record_episodes=self.config.video_episodes if can_be_filmed(env) else 0,
+                film=film.add,
+                should_stop=lambda: self.interrupted,
+            )
         if result.successes:
             metrics = result.metrics()
             final = {f"final_{name}": value for name, value in metrics.items()} if episodes else {}
             self.report({**final, **(metrics if due else {})})
-        if result.frames:
-            write_video(self.directory / "rollout.mp4", result.frames, fps=10)
         return result

@@ -36,7 +36,7 @@ from serl_fast.engine.ranks import Alone, Ranks, join
 from serl_fast.envs import SETUP_MODES, load_operator, make_env
 from serl_fast.follow import SharedLearner
 from serl_fast.initial import Initial
-from serl_fast.logging import RunLogger, progress
+from serl_fast.logging import progress
 from serl_fast.loop import Actor, Appends, Learner, run_synchronous, run_threaded
 from serl_fast.replay import ReplayStore
 from serl_fast.run_setup import (
@@ -97,7 +97,7 @@ class Run(runs.Run):
     def _lead(self, seed: int, checkpoint: dict[str, Any] | None) -> None:
         """What only rank 0 has: the log, the actor and its policy."""
         assert self.env is not None
-        self.logger = RunLogger(self.directory)
+        self.open_logger()
         self.write_config()
         execution, strict = self.engine.execution, self.config.strict_execution
         runner = PolicyRunner(self.agent, seed=seed, device=self.device, execution=execution, strict=strict)
@@ -298,7 +298,10 @@ class Run(runs.Run):
             folder = newest_stores(self.directory, ("demonstrations", "online"))
             if folder is not None:
                 print(f"replay stores from {folder}")
-                return ReplayStore.load(folder / "demonstrations"), ReplayStore.load(folder / "online")
+                loaded = ReplayStore.load(folder / "demonstrations"), ReplayStore.load(folder / "online")
+                if (room := loaded[1].capacity) != config.replay_buffer_capacity:
+                    print(f"they keep their capacity, {room}: replay_buffer_capacity has no effect")
+                return loaded
             print(f"no stores in {self.directory}: starting from the demonstrations, with an empty online store")
         selection = self.selection
         example = example_transition(self.spaces, selection.columns if selection else ())

@@ -28,7 +28,6 @@ from serl_fast.engine import PolicyPublisher, PolicyRunner
 from serl_fast.envs import SETUP_MODES, action_range, make_env
 from serl_fast.evaluation import Evaluations
 from serl_fast.figures import plot_q_values
-from serl_fast.logging import RunLogger
 from serl_fast.loop import Learner, run_alone
 from serl_fast.offline_diagnostics import Diagnostics
 from serl_fast.replay import ReplayStore, Schema
@@ -62,7 +61,7 @@ class Run(runs.Run):
             self.normalize(self.data)
         reader = self.make_reader([self.data], config.batch_size, config.gamma, config.block)
         self.build_engine(seeds[1], reader.source)
-        self.logger = RunLogger(self.directory)
+        self.open_logger()
         self.learner = Learner(
             self.engine,
             None,

@@ -57,3 +57,18 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path):
     with pytest.raises(CheckpointError):
         load_checkpoint(path)
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("size", [1 << 16, 1 << 22], ids=["in its first bytes", "later"])
+def test_a_disk_that_fills_up_is_named(size, tmp_path):
+    resource = pytest.importorskip("resource")
+    path = save_checkpoint(tmp_path / "checkpoint_1.pth", {"a": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        with pytest.raises(OSError, match=r"checkpoint_1\.pth"):
+            save_checkpoint(path, {"a": torch.zeros(1 << 20), "b": [torch.zeros(1000)] * 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert load_checkpoint(path)["a"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint_1.pth"]

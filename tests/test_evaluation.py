@@ -14,11 +14,12 @@ def right(observation):
 
 def test_counts(toy_arm):
     env = toy_arm(goal=0.45, render_mode="rgb_array")
-    result = evaluate(env, right, 3, seed=5, record_episodes=2)
+    frames = []
+    result = evaluate(env, right, 3, seed=5, record_episodes=2, film=frames.append)
     assert result.successes == [True] * 3
     assert result.lengths == [5] * 3
     assert result.returns == [1.0] * 3
-    assert len(result.frames) == 2 * 6  # every observation, the last one too
+    assert len(frames) == 2 * 6  # every observation, the last one too
     assert result.metrics() == {"evaluation/success_rate": 1.0, "evaluation/return": 1.0, "evaluation/length": 5.0}
 
 

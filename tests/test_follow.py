@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -28,18 +29,25 @@ class Meeting:
     """Where the threads exchange values."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.values = size, [None] * size
-        self.barrier = threading.Barrier(size, timeout=20)
+        self.size, self.changed, self.over = size, threading.Condition(), False
+        self.done, self.given = [0] * size, {}  # exchanges of each rank; values by exchange and rank
 
     def exchange(self, rank: int, value) -> list:
-        try:
-            self.values[rank] = value
-            self.barrier.wait()
-            found = list(self.values)
-            self.barrier.wait()
-        except threading.BrokenBarrierError:
-            raise RankError("another rank left") from None
-        return found
+        with self.changed:
+            number, self.done[rank] = self.done[rank], self.done[rank] + 1
+            self.given.pop(number - 1, None)
+            found = self.given.setdefault(number, {})
+            found[rank] = value
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: len(found) == self.size or self.over, timeout=120)
+        if len(found) < self.size:
+            raise RankError("another rank left")
+        return [found[each] for each in range(self.size)]
+
+    def end(self) -> None:
+        with self.changed:
+            self.over = True
+            self.changed.notify_all()
 
 
 class ThreadRanks(Ranks):
@@ -51,7 +59,8 @@ class ThreadRanks(Ranks):
         self.blocks: list[int] = []  # updates of every order
 
     def average(self, tensors):
-        columns = zip(*self._meeting.exchange(self.rank, tensors), strict=True)
+        mine = [tensor.clone() for tensor in tensors]  # the other may be slower than this rank's next step
+        columns = zip(*self._meeting.exchange(self.rank, mine), strict=True)
         return [torch.stack(column).mean(0) for column in columns]
 
     def mean(self, values):
@@ -71,8 +80,7 @@ class ThreadRanks(Ranks):
         return found
 
     def close(self):
-        time.sleep(0.1)  # the other may be waking from the last exchange
-        self._meeting.barrier.abort()
+        self._meeting.end()
 
 
 class Team:
@@ -132,7 +140,7 @@ class Team:
             run(self.actor, self.learners[0], self.rigs[0].stop)
         finally:
             self.learners[0].close()
-            self.thread.join(30)
+            self.thread.join(150)
             assert not self.thread.is_alive()
 
     def checksums(self) -> list[int]:
@@ -200,7 +208,7 @@ def test_transitions_arrive_whole_even_where_the_environment_writes_into_its_arr
             demonstrations.append(transition, step > 3)
     team.thread.start()
     team.learners[0].close()
-    team.thread.join(20)
+    team.thread.join(150)
     assert_same_rows(team.rigs[0].online, follower.online)
     assert_same_rows(team.rigs[0].demonstrations, follower.demonstrations)
     assert len(follower.online) == 5
@@ -263,7 +271,7 @@ def test_a_failure_within_rank_0s_step_leaves_no_rank_waiting(toy_arm):
     with pytest.raises(OSError, match="no more memory"):
         team.run(run_synchronous)
     assert isinstance(team.error, RankError)
-    assert time.monotonic() - started < 15  # the patience of the meeting is 20 s
+    assert time.monotonic() - started < 100  # the patience of the meeting is 120 s
 
 
 def test_rank_0_ends_when_another_rank_does(toy_arm):
@@ -285,17 +293,18 @@ def test_rank_0_ends_when_another_rank_does(toy_arm):
 
 
 def test_idle_ranks_hear_from_rank_0(toy_arm, monkeypatch):
-    monkeypatch.setattr(follow_module, "HEARTBEAT", 0.02)
+    clock = iter(range(1000))  # one second for every look
+    monkeypatch.setattr(follow_module, "time", types.SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(follow_module, "HEARTBEAT", 3.5)
     team = Team(toy_arm, training_starts=30)
     learner = team.learners[0]
     team.thread.start()
     for _ in range(20):
         learner.tick()
-        time.sleep(0.005)
     learner.close()
-    team.thread.join(20)
+    team.thread.join(150)
     orders = team.learners[1].ranks.orders
-    assert 2 <= orders.count(follow_module.Order.IDLE) <= 10
+    assert 2 <= orders.count(follow_module.Order.IDLE) <= 5
     assert orders[-1] == follow_module.Order.END
 
 
@@ -331,7 +340,7 @@ def torchrun(*flags: str) -> subprocess.CompletedProcess:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
     )
 
 

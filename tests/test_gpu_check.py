@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +30,42 @@ def test_gaps_between_overlapping_kernels():
 def test_every_gpu_test_is_found():
     names = {path.parent.name + "/" + path.name for path in gpu_check.gpu_tests()}
     assert {"gpu/test_executions.py", "gpu/test_replay.py", "kernels/test_random_crop.py"} <= names
+
+
+def test_the_slowest_tests_come_last():
+    assert gpu_check.gpu_tests()[-1].name == "test_executions.py"
+
+
+def test_the_tests_are_shared_out(tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    lines = ["import pytest", "def test_of_the_processor(): pass"]
+    lines += [f"@pytest.mark.gpu\ndef test_{number}(): assert {number} != 3, 'it is three'" for number in range(5)]
+    (tmp_path / "tests" / "test_some.py").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    found = gpu_check.run_tests(300, shares=2)
+    assert found["status"] == 1
+    text = "\n".join(found["output"])
+    assert sorted(re.findall(r"::test_(\d) (?:PASSED|FAILED)", text)) == list("01234")
+    assert "it is three" in text
+    assert re.fullmatch(r"3 passed, .*; 1 failed, 1 passed, .*", found["output"][-1])
+
+
+def test_tests_that_take_too_long_say_what_they_have_found():
+    script = """
+import time
+try:
+    print("here", flush=True)
+    time.sleep(600)
+finally:
+    print("found", flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout.readline() == "here\n"
+    assert gpu_check.ended([process], 0.0) == [gpu_check.LATE]
+    assert process.stdout.read() == "found\n"
 
 
 def test_the_ladder_is_made_of_cases_of_the_suite():

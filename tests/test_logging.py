@@ -17,7 +17,7 @@ import pytest
 
 import serl_fast.errors
 from serl_fast import __version__, figures
-from serl_fast.figures import plot_q_values
+from serl_fast.figures import Film, plot_q_values
 from serl_fast.logging import (
     RunLogger,
     metric_aliases,
@@ -377,9 +377,26 @@ def test_video_errors(tmp_path: Path, without_extra: Any, capsys: pytest.Capture
         write_video(tmp_path / "a.mp4", [frame, frame[:4]])
     with pytest.raises(ValueError, match="frame 0 is float64"):
         write_video(tmp_path / "a.mp4", [frame / 255])
+    assert not list(tmp_path.iterdir())
     without_extra("av")
     assert write_video(tmp_path / "a.mp4", [frame]) is None
     assert "pip install 'serl-fast[logging]'" in capsys.readouterr().out
+
+
+def test_a_film_is_written_while_frames_come(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    random = np.random.default_rng(0)
+    with Film(tmp_path / "a.mp4") as film:
+        for _ in range(100):  # more than the encoder looks ahead
+            film.add(random.integers(0, 255, (64, 64, 3), np.uint8))
+        (unfinished,) = tmp_path.iterdir()
+        assert unfinished.stat().st_size > 100_000
+    assert film.written
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    with Film(tmp_path / "b.mp4") as film:
+        pass
+    assert not film.written
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_the_module_needs_no_extra() -> None:
@@ -387,6 +404,6 @@ def test_the_module_needs_no_extra() -> None:
         "import sys; import serl_fast.logging; "
         "print([m for m in ('torch', 'rich', 'tensorboard', 'matplotlib', 'av') if m in sys.modules])"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert run.stdout.strip() == "[]"
     assert issubclass(serl_fast.errors.MissingExtraError, ImportError)

@@ -283,16 +283,18 @@ def test_bad_schedules_are_named(settings, message):
 
 
 def test_an_environment_that_never_returns_does_not_hold_the_run(toy_arm, monkeypatch):
-    release = threading.Event()
+    hangs, release = threading.Event(), threading.Event()
 
     class Hanging(toy_arm):
         def step(self, action):
             if self.total == 15:
+                hangs.set()
                 release.wait()
             return super().step(action)
 
     monkeypatch.setattr(loop, "ACTOR_PATIENCE", 0.2)
     rig = Rig(Hanging(), max_steps=10)
+    rig.learner.tick = lambda: hangs.wait(60)
     try:
         with pytest.raises(RuntimeError, match=r"did not return from its step within 0\.2 s"):
             run_threaded(rig.actor, rig.learner, rig.stop)

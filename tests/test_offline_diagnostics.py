@@ -1,5 +1,7 @@
 """The critics' values beside what the data achieved, on networks whose values are known."""
 
+import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,27 @@ def store(actions: list[list[float]], returns: list[float]) -> ReplayStore:
 
 DATA = [[0.5, -0.5], [1.0, 0.0]], [2.0, 4.0]
 SUMMARY = Summary(known=1, mc_lowest=0.0, mc_highest=10.0)
+
+
+def test_one_batch_at_a_time_is_in_memory(monkeypatch):
+    made = store(*DATA)
+    blocks, alive = [], []
+
+    def batch_at(rows):
+        """As the store makes large batches: every column is a view of one block."""
+        batch = type(made).batch_at(made, rows)
+        block = np.array(batch["mc_returns"])
+        batch["mc_returns"] = block[:]
+        alive.append(sum(ref() is not None for ref in blocks))
+        blocks.append(weakref.ref(block))
+        return batch
+
+    source = SimpleNamespace(batch_at=batch_at)
+    monkeypatch.setattr("serl_fast.offline_diagnostics.CHUNK", 1)
+    diagnostics = Diagnostics(agent([1.0, 0.5]), made, SUMMARY, CPU, 0)
+    monkeypatch.setattr(diagnostics, "_store", source)
+    assert diagnostics.measure(0)["offline/mc_return"] == 3.0
+    assert alive == [0, 0]
 
 
 def test_values_by_hand():

@@ -229,7 +229,7 @@ def test_hostile_and_broken_files(name: str, tmp_path: Path, monkeypatch: pytest
         safe_pickle.load(path)
     assert str(path) in str(caught.value)
     assert not (tmp_path / MARKER).exists()
-    assert time.perf_counter() - start < 5.0
+    assert time.perf_counter() - start < 60.0
 
 
 def test_empty_file(tmp_path: Path) -> None:

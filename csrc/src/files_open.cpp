@@ -90,11 +90,14 @@ StoreFiles::StoreFiles(std::string folder, StoreHeader header, const OpenOptions
     lock_ = WriterLock::take_patiently(folder_);
     if (!lock_) {
       const long holder = WriterLock::holder(folder_);
-      throw FileError(EAGAIN, folder_,
-                      (holder == getpid() ? "this process"
-                       : holder == 0      ? "another process"
-                                          : "process " + std::to_string(holder)) +
-                          " writes to the store already; one can, others open it with mode='r'");
+      // A reader that cannot write to the folder names nobody.
+      throw FileError(
+          EAGAIN, folder_,
+          (holder == getpid() ? "this process writes to the store already"
+           : holder == 0
+               ? "another process writes to the store already, or reads it without the right to write"
+               : "process " + std::to_string(holder) + " writes to the store already") +
+              "; one can, others open it with mode='r'");
     }
     lock_->name_process();
   } else {

@@ -263,6 +263,16 @@ void process_numbers_of_another_space_are_refused() {
   CHECK_THROWS(open_it(folder / "store"), Error, "one another's process numbers");
 }
 
+void a_reader_without_the_right_to_write_is_not_called_a_writer() {
+  const Folder folder;
+  open_it(folder / "store")->close();
+  {
+    const auto reader = serl_fast::WriterLock::take(folder / "store", /*shared=*/true);
+    CHECK_THROWS(open_it(folder / "store"), Error, "or reads it without the right to write");
+  }
+  CHECK(open_it(folder / "store")->size() == 0);
+}
+
 // A thread of the parent holds the mutex when the child is made.
 void a_forked_child_does_not_wait_to_close() {
   const Folder folder;
@@ -273,7 +283,7 @@ void a_forked_child_does_not_wait_to_close() {
   while (store->appended() < 36) std::this_thread::yield();
   std::this_thread::sleep_for(std::chrono::milliseconds(5));
   in_killed_child([&] {
-    alarm(5);
+    alarm(60);
     store->close();
     CHECK_THROWS(store->flush(), Error, "is written by process");
     if (failures != 0) _exit(1);
@@ -295,6 +305,7 @@ int main() {
   files_of_two_stores_are_not_mixed();
   only_left_over_snapshots_are_removed();
   process_numbers_of_another_space_are_refused();
+  a_reader_without_the_right_to_write_is_not_called_a_writer();
   a_forked_child_does_not_wait_to_close();
   return serl_fast::test::summary();
 }

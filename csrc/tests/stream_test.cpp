@@ -68,7 +68,7 @@ std::vector<float> drawn_directly(Rig& rig) {
 
 template <typename Condition>
 bool soon(Condition condition) {
-  for (int i = 0; i < 2000 && !condition(); ++i) std::this_thread::sleep_for(1ms);
+  for (int i = 0; i < 60000 && !condition(); ++i) std::this_thread::sleep_for(1ms);
   return condition();
 }
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from serl_fast.data.episodes import Array, DatasetError, Episode, check_episode
+from serl_fast.data.disk import require_room
+from serl_fast.data.episodes import Array, DatasetError, Episode, check_episode, first_step
 from serl_fast.errors import require
 from serl_fast.files import written_whole
 
@@ -253,6 +254,7 @@ def plain(value: Any) -> Any:
 def new_file(path: Path) -> Iterator[Any]:
     """A new HDF5 file (h5py's) that gets its name when the block ends, and vanishes if that fails."""
     h5py = require("h5py", "data")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
         yield file
 
@@ -267,6 +269,7 @@ def checked(path: Path, episodes: Iterable[Episode]) -> Iterator[Episode]:
 
     Raises:
         DatasetError: one is at fault, or there are none.
+        OSError: the disk has no room for one.
     """
     first: Episode | None = None
     for index, episode in enumerate(episodes):
@@ -274,7 +277,8 @@ def checked(path: Path, episodes: Iterable[Episode]) -> Iterator[Episode]:
             check_episode(episode, first)
         except DatasetError as error:
             raise DatasetError(f"{path} is not written: episode {index} {episode.name}: {error}") from None
-        first = first or episode
+        first = first or first_step(episode)
+        require_room(path, episode, 2)  # robomimic has observations twice
         yield episode
     if first is None:
         raise DatasetError(f"{path} is not written: there are no episodes")

@@ -47,7 +47,7 @@ def widen(ranges: dict[str, FieldRange], episode: Episode) -> None:
         episode: with fields of the same shapes as those before it.
     """
     for name, value in fields_of(episode).items():
-        axes = 0 if value.ndim == 2 else None
+        axes = 0 if value.ndim == 2 or not value.size else None  # a field without values has no smallest one
         low, high = np.asarray(value.min(axes)), np.asarray(value.max(axes))
         known = ranges.get(name)
         if known is None:

@@ -396,8 +396,8 @@ def _camera(observation: Mapping[str, Any], key: str, where: str, size: tuple[in
     return _resized(image[None], size)[0]
 
 
-def _read_clip(path: Path, size: tuple[int, int]) -> Image:
-    """All frames of a clip, [N, *size, 3]; each is resized before the next one is decoded."""
+def _read_clip(path: Path, size: tuple[int, int]) -> list[Image]:
+    """All frames of a clip, each resized before the next one is decoded; one array would hold a long clip twice."""
     frames: list[Image] = []
     for frame in read_frames(path):
         if len(frames) == CLIP_FRAMES:
@@ -405,7 +405,7 @@ def _read_clip(path: Path, size: tuple[int, int]) -> Image:
         frames.append(_resized(frame[None], size)[0])
     if not frames:
         raise DatasetError(f"{path}: there are no frames in it")
-    return np.stack(frames)
+    return frames
 
 
 def _resized(images: Image, size: tuple[int, int]) -> Image:

@@ -29,6 +29,14 @@ def can_trace_autograd() -> bool:
     return hasattr(torch._dynamo.config, "trace_autograd_ops")
 
 
+def reorders_only_plain_loops() -> bool:
+    """Whether this torch fails where it could reorder the loops of foreach operations, Adam's say, on a GPU.
+
+    2.11 asserts that there are none among those that it reorders (pytorch/pytorch#176591); 2.13 leaves them alone.
+    """
+    return tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
+
+
 def compile_function(function: Any) -> Any:
     """Compile a function as one graph for fixed shapes.
 
@@ -46,7 +54,11 @@ def compile_function(function: Any) -> Any:
         "guard_filter_fn": keep,
         "post_grad_custom_pre_pass": KernelsGather(),
         "post_grad_custom_post_pass": CpuPasses(),
+        # It asserts that reductions that were split and fused have one size (2.11; a GPU and 16384 rows): they may not.
+        "triton.mix_order_reduction": False,
     }
+    if reorders_only_plain_loops():
+        options["loop_ordering_after_fusion"] = False
     return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
 

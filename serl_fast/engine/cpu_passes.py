@@ -79,10 +79,9 @@ def _keep_strides() -> None:
     The rule is taken from every compilation of this process. What else comes by it (linear layers of models that are
     compiled with ``freezing``) is computed by the same call.
     """
-    import torch._inductor.mkldnn_lowerings as registers_the_rule
+    # This registers the rule. (The rule's own module can not be the first that is imported in torch 2.11.)
     from torch._inductor.lowering import lowerings, make_fallback
 
-    del registers_the_rule
     lowerings.pop(_linear(), None)
     make_fallback(_linear(), warn=False, override_decomp=True)
 

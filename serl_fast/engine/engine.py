@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -249,14 +250,14 @@ class Engine:
         """Change the learning rate from the next update on; a schedule's shape stays. Compiles nothing.
 
         Args:
-            value: positive.
+            value: positive and finite.
             name: one of ``agent.optimized``; None for all.
 
         Raises:
-            ValueError: ``value`` is not positive, or no optimizer has that name.
+            ValueError: ``value`` is not positive and finite, or no optimizer has that name.
         """
-        if not value > 0:
-            raise ValueError(f"learning rate is {value}; it must be positive")
+        if not 0 < value < math.inf:
+            raise ValueError(f"learning rate is {value}; it must be positive and finite")
         if name is not None and name not in self.adam:
             raise ValueError(f"there is no optimizer {name!r}; this agent has {sorted(self.adam)}")
         for key, state in self.adam.items():
@@ -309,12 +310,16 @@ class Engine:
         """Continue from :meth:`state_dict`; values are copied into place, so compiled steps stay valid.
 
         Raises:
-            ValueError: the optimizer state belongs to other networks.
-            RuntimeError: the network weights do not fit (torch's own message).
+            ValueError: the optimizer state belongs to other networks; the engine stays as it was.
+            RuntimeError: the network weights do not fit (torch's own message); likewise.
         """
-        self.agent.networks.load_state_dict(state["networks"])
-        if set(state["adam"]) != set(self.adam):
-            raise ValueError(f"the checkpoint trains {sorted(state['adam'])}; this agent trains {sorted(self.adam)}")
+        before = copy.deepcopy(self.agent.networks.state_dict())
+        try:
+            self.agent.networks.load_state_dict(state["networks"])
+            self._check_adam(state["adam"])
+        except Exception:
+            self.agent.networks.load_state_dict(before)  # torch copies what fits before it complains of the rest
+            raise
         for name, adam in self.adam.items():
             for mine, saved in zip(adam.tensors(), state["adam"][name], strict=True):
                 mine.copy_(saved)
@@ -324,6 +329,15 @@ class Engine:
         self._guard.load_state_dict(state.get("loss_scaling", {}))
         self.generator.set_state(state["generator"].cpu())
         self.updates = state["updates"]
+
+    def _check_adam(self, saved: dict[str, list[Tensor]]) -> None:
+        """Refuse moments of other parameters."""
+        if set(saved) != set(self.adam):
+            raise ValueError(f"the checkpoint trains {sorted(saved)}; this agent trains {sorted(self.adam)}")
+        for name, adam in self.adam.items():
+            theirs, mine = ([tuple(tensor.shape) for tensor in moments] for moments in (saved[name], adam.tensors()))
+            if theirs != mine:
+                raise ValueError(f"the checkpoint trains other parameters of {name!r} than this agent")
 
     def _save(self) -> tuple[dict[str, Any], list[Tensor]]:
         """A copy of everything that an update changes.
@@ -359,11 +373,15 @@ class Engine:
 
     def _check(self, batch: Batch, updates: int) -> None:
         """Compare every field with the first batch's of as many updates, and its device with the engine's."""
-        found, first = _shapes(batch), self._expected.get(updates)
+        if not batch:
+            raise ValueError("the batch has no fields")
         for name, tensor in leaves(batch):
+            if not isinstance(tensor, Tensor):
+                raise ValueError(f"field {name!r} is a {type(tensor).__name__}; a batch holds tensors")
             if tensor.device != self.device:
                 raise ValueError(f"field {name!r} is on {tensor.device}; this engine runs on {self.device}")
-        if first is None and rows_of(batch) % updates:
+        found, first = _shapes(batch), self._expected.get(updates)
+        if first is None and (not rows_of(batch) or rows_of(batch) % updates):
             raise ValueError(f"a batch of {rows_of(batch)} rows can not be shared out to {updates} updates evenly")
         rows, kept = rows_of(batch) // updates, self._guard.kept.get("batch")
         if first is None and kept and rows_of(kept) != rows:

@@ -107,7 +107,9 @@ def extra_leaf(name: str, dtype: npt.DTypeLike, shape: Sequence[int]) -> Leaf:
 
 
 def require_extra_name(name: str) -> None:
-    """Raise a ValueError unless ``name`` can be that of an extra field."""
+    """Raise an error unless ``name`` can be that of an extra field."""
+    if not isinstance(name, str):
+        raise TypeError(f"the key {name!r} cannot be an extra field; keys are text")
     if name in _STANDARD | _DERIVED or "/" in name or not name:
         raise ValueError(f"field '{name}' cannot be an extra field: the name means something else; choose another")
 

@@ -310,7 +310,7 @@ def test_the_limit_of_states_copies_the_rows_it_is_asked_for(monkeypatch, native
     gather()
     expected = np.array([gather._source[8 * i : 8 * i + 24] for i in gather._indices[gather._turn]])
     np.testing.assert_array_equal(gather._out, expected)
-    assert 0 < gather.seconds_per_call(0) < 1
+    assert 0 < gather.seconds_per_call(0) < 60
 
 
 def test_what_the_other_thread_does_is_counted_and_errors_come_out():

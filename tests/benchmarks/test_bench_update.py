@@ -51,6 +51,16 @@ def test_sixteen_bits_have_products_of_their_own():
     work.limit()
 
 
+def test_the_variants_are_measured_where_the_limit_can_not_be(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("it can not be captured")
+
+    monkeypatch.setattr(bench_update, "add_limit", broken)
+    work = learner(SHORT, WORKLOADS["state"].small())
+    assert work.missing[LIMIT] == "failed: RuntimeError: it can not be captured"
+    assert set(work.functions) == {"eager"}
+
+
 def test_the_graph_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(bench_update, "EXECUTIONS", ("eager", "graphed"))
     work = learner(replace(SHORT, scale="normal"), WORKLOADS["state"].small())

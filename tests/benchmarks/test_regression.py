@@ -182,7 +182,7 @@ def test_a_worker_builds_and_times_a_case_of_this_tree(tmp_path):
     case = "replay/sample_into[256-states]"
     built = worker.build("benchmarks.bench_replay", case)
     assert "serl_fast" in built["variants"]
-    assert 0 < worker.time("serl_fast", 0.001)["seconds"] < 1
+    assert 0 < worker.time("serl_fast", 0.001)["seconds"] < 60
     worker.free()
 
 

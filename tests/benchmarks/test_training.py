@@ -50,11 +50,14 @@ def test_rates_of_a_run_that_is_paused_between(writer, tmp_path):
     run = training.Training(tmp_path / "run", {}, 0.05)
     try:
         assert run.start_up() > 0
-        time.sleep(0.1)
-        stands = len(run._rows())
-        time.sleep(1.0)
-        assert len(run._rows()) == stands
-        found = run.seconds_per_call(0.05)
+        for _ in range(5):  # of which one is not disturbed
+            time.sleep(0.1)
+            stands = len(run._rows())
+            time.sleep(1.0)
+            assert len(run._rows()) == stands
+            found = run.seconds_per_call(0.05)
+            if found < 2e-3:
+                break
         assert run.seconds_per_call(0) > 0
     finally:
         run.close()

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import re
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -157,11 +156,24 @@ def terminal(monkeypatch):
     os.close(keys)
 
 
+def press(terminal, keys):
+    """Type keys, and wait until they have arrived: a pseudo-terminal hands them over when it comes to it."""
+    import fcntl  # where there is a pseudo-terminal
+    import termios
+
+    def waiting():
+        return int.from_bytes(fcntl.ioctl(sys.stdin, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    wanted, patience = waiting() + len(keys), time.monotonic() + 60
+    os.write(terminal, keys)
+    while waiting() < wanted and time.monotonic() < patience:
+        time.sleep(0.001)
+
+
 def test_keys_are_those_since_the_last_look(terminal):
     with pressed_keys() as pressed:
         assert pressed() == ""
-        os.write(terminal, b" x")
-        time.sleep(0.05)
+        press(terminal, b" x")
         assert pressed() == " x"
         assert pressed() == ""
 
@@ -175,8 +187,7 @@ def test_a_person_labels_by_the_space_bar(held, labelled, tmp_path, monkeypatch,
 
     def pressing(self, action):
         result = step(self, action)
-        os.write(terminal, script.get(self.total, b""))
-        time.sleep(0.02)
+        press(terminal, script.get(self.total, b""))
         return result
 
     monkeypatch.setattr(toy_arm, "step", pressing)
@@ -194,8 +205,7 @@ def test_keys_pressed_during_a_reset_are_not_for_the_next_episode(tmp_path, monk
     reset = toy_arm.reset
 
     def pressing(self, **given):
-        os.write(terminal, b" n" if self.episode < 2 else b" q")
-        time.sleep(0.05)
+        press(terminal, b" n" if self.episode < 2 else b" q")
         return reset(self, **given)
 
     monkeypatch.setattr(toy_arm, "reset", pressing)
@@ -206,13 +216,21 @@ def test_keys_pressed_during_a_reset_are_not_for_the_next_episode(tmp_path, monk
     assert len(safe_pickle.load(failure)) == 40  # two whole episodes
 
 
-def test_a_person_is_given_time(tmp_path, monkeypatch, terminal):
+def test_a_person_is_given_time(tmp_path, monkeypatch, terminal, toy_arm):
     act(monkeypatch, 0.0)
-    threading.Timer(0.25, lambda: os.write(terminal, b"q")).start()
+    step, began = toy_arm.step, []
+
+    def pressing(self, action):
+        began.append(time.monotonic())
+        press(terminal, b"q" if len(began) == 6 else b"")
+        return step(self, action)
+
+    monkeypatch.setattr(toy_arm, "step", pressing)
     flags = [*TOY, "--operator", "random", "--frequency=50", "--output_dir", str(tmp_path)]
     assert record_success_fail.run(flags) == 0
     (failure,) = tmp_path.iterdir()
-    assert 1 < len(safe_pickle.load(failure)) <= 50
+    assert len(safe_pickle.load(failure)) == 6
+    assert began[-1] - began[0] >= 5 / 50 - 0.01
 
 
 def test_what_can_not_work_is_refused(tmp_path, monkeypatch):

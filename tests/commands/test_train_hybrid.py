@@ -254,6 +254,9 @@ def test_resume_keeps_to_the_run_it_continues(demos, tmp_path, capsys):
     again = [*flags, "--final_eval_episodes=0", "--resume"]
     assert train_hybrid.run(again) == 0  # finished already: not one step more
     assert latest_checkpoint(tmp_path).name == "checkpoint_40.pth"
+    assert "capacity" not in capsys.readouterr().out
+    assert train_hybrid.run([*again, "--replay_buffer_capacity=600"]) == 0
+    assert "they keep their capacity, 500: replay_buffer_capacity has no effect" in capsys.readouterr().out
     for extra, message in (
         (["--hidden_widths", "8"], r"hidden_widths \[16, 16\], not \[8\]: resume it with its own flags"),
         (["--lr", "1e-3"], r"learning_rate 0\.0003, not 0\.001"),
@@ -356,6 +359,25 @@ def test_an_environment_that_does_not_render_is_not_filmed(tmp_path, capsys, toy
     checkpoint = ["--checkpoint", str(tmp_path / "final_model.pth"), "--episodes", "1"]
     with pytest.raises(ValueError, match="does not render; leave --video out"):
         evaluate.run([*checkpoint, "--video", str(tmp_path / "v.mp4")])
+    nowhere = [*checkpoint, "--video", str(tmp_path / "x" / "v.mp4")]
+    assert "there is no folder" in mistake(evaluate.run, nowhere, capsys)
+    none = [*checkpoint, "--video", str(tmp_path / "v.mp4"), "--video_episodes=0"]
+    assert "video_episodes is 0; it must be at least 1" in mistake(evaluate.run, none, capsys)
+
+
+def test_pictures_that_no_film_takes_cost_the_video_alone(tmp_path, capsys, toy_arm):
+    import gymnasium
+
+    class Pale(toy_arm):
+        def render(self):
+            return super().render() / 255
+
+    if "toy/Pale-v0" not in gymnasium.registry:
+        gymnasium.register("toy/Pale-v0", entry_point=Pale)
+    assert train_hybrid.run([*TINY, "--env", "toy/Pale-v0", "--save_dir", str(tmp_path), "--eval_interval=0"]) == 0
+    printed = capsys.readouterr().out
+    assert "no video: a picture is float64" in printed
+    assert "success rate over 2 fresh episodes" in printed
 
 
 def test_a_missing_graphics_library_costs_the_video_alone(tmp_path, capsys, toy_arm):
@@ -460,13 +482,13 @@ def test_one_interrupt_finishes_the_step_saves_and_exits_cleanly(tmp_path, numbe
     ]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(tmp_path.glob("checkpoint_*.pth")):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     assert "finishing the step and saving" in output
     last = load_checkpoint(latest_checkpoint(tmp_path))

@@ -1,10 +1,11 @@
-"""What the end of a run of ``train_hybrid`` logs: the last losses, and the evaluation that was due."""
+"""What the end of a run of ``train_hybrid`` logs and leaves, and that no other process writes to its folder."""
 
 import csv
 
 import pytest
 
 from serl_fast import train_hybrid
+from tests.test_files import holder
 
 FLAGS = [
     "--env=toy/Arm-v0", "--max_steps=6", "--batch_size=4", "--training_starts=4", "--random_steps=2",
@@ -36,3 +37,29 @@ def test_an_evaluation_that_is_due_at_the_end_is_logged(tmp_path, interval, fina
     assert train_hybrid.run([*FLAGS, *flags]) == 0
     assert [step for step, _ in rows(tmp_path, "evaluation/success_rate")] == expected
     assert [step for step, _ in rows(tmp_path, "final_evaluation/success_rate")] == ([6] if final else [])
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_another_run_writes_to_is_refused(resume, tmp_path):
+    if resume:
+        (tmp_path / "checkpoint_1.pth").touch()
+    unfinished = tmp_path / ".checkpoint_2.pth.77.tmp"
+    unfinished.touch()
+    with holder(tmp_path), pytest.raises(ValueError, match=r"is in use: .*; wait for it, or end it, or give another"):
+        train_hybrid.run([*FLAGS, "--eval_interval=0", f"--save_dir={tmp_path}", *["--resume"] * resume])
+    assert unfinished.exists()
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_a_folder_that_can_not_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"the run's folder can not be used: .*file/run'; give another --save_dir"):
+        train_hybrid.run([*FLAGS, "--eval_interval=0", f"--save_dir={tmp_path / 'file' / 'run'}"])
+
+
+def test_what_a_killed_run_was_writing_goes(tmp_path, capsys):
+    unfinished = tmp_path / ".checkpoint_2.pth.77.tmp"
+    unfinished.touch()
+    assert train_hybrid.run([*FLAGS, "--eval_interval=0", "--final_eval_episodes=0", f"--save_dir={tmp_path}"]) == 0
+    assert not unfinished.exists()
+    assert f"{tmp_path}/." not in capsys.readouterr().out  # the lock is nothing to look at

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -219,9 +220,39 @@ def test_pieces_of_one_recording_stay_together(tmp_path: Path) -> None:
 
 
 def test_a_field_without_values_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_dataset(tmp_path / "a.hdf5", [episode(0, extras={"empty": np.zeros((4, 0), np.float32)})], "robomimic")
+    extras = {"empty": np.zeros((4, 0), np.float32), "more/empty": np.zeros((4, 0, 3), np.float32)}
+    write_dataset(tmp_path / "a.hdf5", [episode(0, extras=extras)], "robomimic")
     assert run(["inspect", str(tmp_path / "a.hdf5")]) == 0
-    assert "extras/empty" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "extras/empty" in shown
+    assert "extras/more/empty" in shown
+
+
+def test_a_field_without_values_does_not_keep_others_from_lerobot(tmp_path: Path) -> None:
+    extras = {"empty": np.zeros((4, 0), np.float32), "labels": np.arange(4)}
+    write_dataset(tmp_path / "out", [episode(0, extras=extras)], "lerobot")
+    (found,) = open_dataset(tmp_path / "out")
+    assert "empty" not in found.extras
+    assert found.extras["labels"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["out.pkl", "out.hdf5", "out"])
+def test_folders_above_the_output_are_made(name: str, tmp_path: Path) -> None:
+    assert run(["convert", write(tmp_path / "one.pkl", episode(0)), str(tmp_path / "new" / "er" / name)]) == 0
+    assert len(list(open_dataset(tmp_path / "new" / "er" / name))) == 1
+
+
+@pytest.mark.parametrize("format", ["robomimic", "d4rl", "lerobot"])
+def test_a_full_disk_is_an_error_before_a_library_meets_it(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HDF5 and FFmpeg may crash when they close a file that could not be written."""
+    free = iter([2**30, 2**20])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=next(free)))
+    episodes = [dataclasses.replace(episode(n), observations={"state": np.zeros((5, 3), np.float32)}) for n in range(2)]
+    with pytest.raises(OSError, match=r"No space left on device: 1,048,576 bytes are free, .* needs up to 16,777,"):
+        write_dataset(tmp_path / "out", episodes, format)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_flags_of_a_format_are_heeded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

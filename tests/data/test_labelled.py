@@ -287,6 +287,18 @@ def test_a_clip_is_one_episode(tmp_path, monkeypatch):
         read(tmp_path, label=0)
 
 
+def test_a_frame_that_is_kept_does_not_keep_its_clip(tmp_path):
+    """Nor are all frames in one array, for which a long clip would have to be in memory twice."""
+    clip(tmp_path / "a.mp4", [10, 60, 110])
+
+    def owner(array):
+        return array if not isinstance(array.base, np.ndarray) else owner(array.base)
+
+    for size in (SIZE, (32, 48)):  # the clip's own size among them
+        frames = read(tmp_path / "a.mp4", size=size)
+        assert len({id(owner(frame.images["front"])) for frame in frames}) == 3
+
+
 def test_clips_of_several_cameras_have_one_length(tmp_path):
     clip(tmp_path / "front" / "a.mp4", [10, 60])
     clip(tmp_path / "side" / "a.mp4", [110, 160])

@@ -68,7 +68,7 @@ def train(engine: Engine, part: slice, poison: int | None = None, actor: bool = 
 
 def main(directory: str, execution: str, compat: str, poison: str, block: str) -> None:
     torch.set_num_threads(1)
-    ranks = Ranks(torch.device("cpu"), timeout=60)
+    ranks = Ranks(torch.device("cpu"), timeout=240)
     agent = ranks.share_noise(make_agent(compat or None), torch.device("cpu"))
     engine = Engine(agent, EngineConfig(execution, strict=True), seed=5, average=ranks.average)
     share = ranks.share(ROWS)

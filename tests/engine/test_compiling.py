@@ -7,6 +7,7 @@ import torch
 
 from serl_fast.engine import Engine, EngineConfig, ExecutionError
 from serl_fast.engine import runner as engine_module
+from serl_fast.engine.compiling import compile_function
 
 BATCH = {"actions": torch.zeros(4, 1)}
 
@@ -158,3 +159,13 @@ def test_learning_rates_are_checked_and_go_with_the_checkpoint(quadratic):
         first.set_learning_rate(0)
     with pytest.raises(ValueError, match=r"no optimizer 'critic'; this agent has \['actor', 'shared'\]"):
         first.set_learning_rate(0.1, "critic")
+
+
+@pytest.mark.parametrize(("version", "expected"), [("2.11.0+cu130", False), ("2.13.0", None)])
+def test_a_torch_that_fails_at_the_loops_of_foreach_operations_leaves_them(monkeypatch, version, expected):
+    given = {}
+    monkeypatch.setattr(torch, "compile", lambda function, **options: given.update(options) or function)
+    monkeypatch.setattr(torch, "__version__", version)
+    compile_function(lambda batch: batch)
+    assert given["options"].get("loop_ordering_after_fusion") is expected
+    assert given["options"]["triton.mix_order_reduction"] is False

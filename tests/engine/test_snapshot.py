@@ -131,7 +131,7 @@ def test_a_reader_never_sees_two_steps_nor_goes_back(asynchronous):
 
     thread = threading.Thread(target=learn)
     thread.start()
-    seen, deadline = [0], time.monotonic() + 20
+    seen, deadline = [0], time.monotonic() + 120
     try:
         while (seen[-1] < 500 or len(seen) < 50) and time.monotonic() < deadline:
             if runner.refresh(publisher):

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -133,6 +134,19 @@ def test_wrong_shape_dtype_and_field_are_named():
         engine.update({"actions": torch.zeros(4, 1, device="meta")})
 
 
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({}, "the batch has no fields"),
+        ({"actions": np.zeros((4, 1), np.float32)}, "field 'actions' is a ndarray; a batch holds tensors"),
+        ({"actions": torch.zeros(0, 1)}, r"a batch of 0 rows can not be shared out to 1 updates"),
+    ],
+)
+def test_what_is_no_batch_is_refused(batch, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(quadratic_agent()).update(batch)
+
+
 def test_a_device_is_the_same_with_and_without_its_index():
     engine = Engine(quadratic_agent(), device="cpu:0")  # as "cuda" and "cuda:0"
     engine.update(BATCH)
@@ -156,6 +170,26 @@ def test_state_of_another_agent_is_refused():
     state["adam"]["critic"] = state["adam"].pop("shared")
     with pytest.raises(ValueError, match=r"trains \['actor', 'critic'\]; this agent trains \['actor', 'shared'\]"):
         engine.load_state_dict(state)
+
+
+@pytest.mark.parametrize("part", ["networks", "adam"])
+def test_a_state_that_is_refused_changes_nothing(part):
+    engine, other = Engine(quadratic_agent(), seed=3), Engine(quadratic_agent(), seed=3)
+    state = engine.state_dict()
+    for _ in range(3):
+        other.update(BATCH)
+    before, state = copy.deepcopy(state), copy.deepcopy(other.state_dict())
+    if part == "networks":  # the last one does not fit, those before it do
+        state["networks"][list(state["networks"])[-1]] = torch.zeros(7, 7)
+    else:
+        state["adam"]["shared"][-1] = torch.zeros(7, 7)
+    with pytest.raises((ValueError, RuntimeError), match=r"size mismatch|other parameters of 'shared'"):
+        engine.load_state_dict(state)
+    after = engine.state_dict()
+    assert after["updates"] == 0
+    for name, value in before["networks"].items():
+        assert torch.equal(after["networks"][name], value), name
+    assert all(map(torch.equal, after["adam"]["shared"], before["adam"]["shared"]))
 
 
 @pytest.mark.parametrize(

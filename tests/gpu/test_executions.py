@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -152,19 +153,23 @@ def test_a_checkpoint_continues_without_another_capture(cuda, capfd):
 
 def test_graphed_takes_no_more_memory_than_eager(cuda):
     """Peak of what is allocated, weights and batches included, at a size where activations matter."""
+    from benchmarks.memory import peak_bytes
     from benchmarks.workloads import WORKLOADS
 
+    workload = dataclasses.replace(WORKLOADS["state"], batch_size=1 << 16)
     peaks = {}
     for execution in ("eager", "graphed"):
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        call = WORKLOADS["state"].call(WORKLOADS["state"].engine(execution, device=cuda))
-        for _ in range(5):
+        gc.collect()  # engines are in cycles
+
+        def build(execution=execution):
+            engine = workload.engine(execution, device=cuda, strict=True)
+            call = workload.call(engine)
             call()
-        torch.cuda.synchronize()
-        peaks[execution] = torch.cuda.max_memory_allocated()
-        del call
-    assert peaks["graphed"] <= 1.5 * peaks["eager"], peaks  # two variants' static batches come on top
+            return call, engine
+
+        peaks[execution] = peak_bytes(build, "cuda")
+    workspace = 1 << 25  # of cuBLAS, for the stream that captures
+    assert peaks["graphed"] <= 1.5 * peaks["eager"] + workspace, peaks
 
 
 def test_a_loss_that_is_not_finite_stops_a_graphed_run(cuda):

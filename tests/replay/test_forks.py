@@ -29,9 +29,9 @@ def in_child(work):
 
     child = context.Process(target=run, daemon=True)
     child.start()
-    assert receiving.poll(20), "the child hangs"
+    assert receiving.poll(60), "the child hangs"
     result = receiving.recv()
-    child.join(20)
+    child.join(60)
     return result
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serl_fast.replay import Mixture, ReplayStore
@@ -193,6 +193,7 @@ def test_min_size_counts_whole_sequences(stores, step):
         Mixture(sequences, min_size=9).sample(4)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shares=st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.7, 1.0, 3.0, 100.0]), min_size=1, max_size=6),
     size=st.integers(1, 10**6),

@@ -61,6 +61,8 @@ def test_spaces_that_cannot_be_stored():
     for name in ("masks", "a/b"):
         with pytest.raises(ValueError, match=f"field '{name}' cannot be an extra field"):
             Schema.from_space(BOX, BOX, extra={name: np.float32})
+    with pytest.raises(TypeError, match="the key 5 cannot be an extra field; keys are text"):
+        Schema.from_space(BOX, BOX, extra={5: np.float32})
 
 
 def test_plain_observations_stay_plain():

@@ -102,11 +102,11 @@ class Stress:
         self.threads.append(threading.Thread(target=run))
 
     def run(self, seconds, rounds=0):
-        """For so many seconds, and for a minute more at most until every thread has done so many rounds."""
+        """For so many seconds, and for three minutes more at most until every thread has done so many rounds."""
         for thread in self.threads:
             thread.start()
         self.stop.wait(seconds)
-        patience = time.monotonic() + 60
+        patience = time.monotonic() + 180
         while min(self.counts.values()) < rounds and time.monotonic() < patience and not self.stop.wait(0.05):
             pass
         self.stop.set()

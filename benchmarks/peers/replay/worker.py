@@ -190,7 +190,7 @@ class Appender(threading.Thread):
     def run(self) -> None:
         rows, start = 0, time.perf_counter()
         try:
-            while not self.stop.is_set():
+            while not (rows and self.stop.is_set()):  # some at least, however late this thread begins
                 items = next(self.turns)
                 for first in range(0, len(items), TURN):
                     self.store.append(items[first : first + TURN])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from serl_fast.data.disk import require_room
 from serl_fast.data.episodes import Array, DatasetError, Episode, check_episode
 from serl_fast.data.formats.lerobot_stats import Totals, statistics
 from serl_fast.data.video import VideoWriter
@@ -42,6 +43,11 @@ def _feature_name(extra: str) -> str:
     return _EXTRA_NAMES.get(extra, "complementary_info." + extra.replace("/", "."))
 
 
+def _extras(episode: Episode) -> dict[str, Array]:
+    """By feature; without the time, which is written anew, and fields without values, which a table can not hold."""
+    return {_feature_name(key): value for key, value in episode.extras.items() if key != "timestamp" and value[0].size}
+
+
 def write(path: Path, episodes: Iterable[Episode], attributes: Mapping[str, Any]) -> None:
     """Write a v3.0 data set, complete or not at all, an episode at a time.
 
@@ -52,6 +58,7 @@ def write(path: Path, episodes: Iterable[Episode], attributes: Mapping[str, Any]
 
     Raises:
         DatasetError: there are no episodes, one is not as it should be, or an attribute is not.
+        OSError: the disk has no room for one.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -60,6 +67,7 @@ def write(path: Path, episodes: Iterable[Episode], attributes: Mapping[str, Any]
             for episode in episodes:
                 try:
                     check_episode(episode, writer.first)
+                    require_room(path, episode, 1 / 8)  # films take less; a failed write of others is an error
                     writer.add(episode)
                 except DatasetError as error:
                     raise DatasetError(f"{path}, {episode.name or writer.count}: {error}") from None
@@ -136,8 +144,7 @@ class _Writer:
                 limit = self.limits["video_files_size_in_mb"]
                 self.films[name] = _Films(self.root, _VIDEO.replace("{video_key}", name), limit, self.fps, codec)
         flags = {"next.reward": episode.rewards, "next.done": episode.terminated, "next.truncated": episode.truncated}
-        extras = {_feature_name(key): value for key, value in episode.extras.items() if key != "timestamp"}
-        for key, value in {**flags, **extras}.items():
+        for key, value in {**flags, **_extras(episode)}.items():
             named[key] = (value, None)
         for name, (values, labels) in named.items():
             shape = list(values.shape[1:] or (1,))
@@ -165,7 +172,7 @@ class _Writer:
             "next.done": padded(episode.terminated, False),
             "next.truncated": padded(episode.truncated & ~episode.terminated, False),
         }
-        columns |= {_feature_name(key): padded(value) for key, value in episode.extras.items() if key != "timestamp"}
+        columns |= {name: padded(value) for name, value in _extras(episode).items()}
         row, task = np.arange(frames), self.tasks.setdefault(self._task(episode), len(self.tasks))
         columns |= {
             "timestamp": (row / self.fps).astype(np.float32),
