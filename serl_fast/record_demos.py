@@ -6,6 +6,7 @@ python -m serl_fast.record_demos --env serl_robots/PickCube-v0 --num_demos 20 --
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,7 +21,9 @@ from serl_fast.envs import SETUP_MODES, SetupModeName, executed_action, load_ope
 from serl_fast.envs.make import Operator
 from serl_fast.errors import require
 from serl_fast.evaluation import succeeded
+from serl_fast.interrupts import ending_signals, interrupt
 from serl_fast.reward_flags import RewardFlags
+from serl_fast.run_setup import close_quietly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +59,19 @@ class RecordDemosConfig(RewardFlags):
         super().__post_init__()
         if self.num_demos < 1:
             raise ValueError(f"num_demos is {self.num_demos}; it must be at least 1")
+        if self.max_episodes < self.num_demos:
+            raise ValueError(
+                f"max_episodes is {self.max_episodes}, num_demos {self.num_demos}; an episode is one demonstration at "
+                "most, so give more of them"
+            )
         if not self.noise >= 0:
             raise ValueError(f"noise is {self.noise}; it must not be negative")
 
 
 def record(config: RecordDemosConfig) -> Path:
     """Record, write the file, and return its path.
+
+    Ctrl-C, SIGTERM or the end of the terminal ends the recording; the demonstrations that are complete are written.
 
     Raises:
         ValueError: fewer than ``num_demos`` of ``max_episodes`` episodes succeeded; those that did are saved.
@@ -73,25 +83,34 @@ def record(config: RecordDemosConfig) -> Path:
     )
     transitions: list[dict[str, Any]] = []
     demos = episodes = 0
+    interrupted = False
     try:
-        while demos < config.num_demos and episodes < config.max_episodes:
-            episode, success = _episode(env, seed=config.seed + episodes)
-            episodes += 1
-            if success:
-                demos += 1
-                transitions += episode
-            print(
-                f"episode {episodes}: {len(episode)} steps, {'success' if success else 'dropped'}; "
-                f"{demos}/{config.num_demos} demonstrations"
-            )
-    finally:  # Ctrl-C or a robot that fails: demonstrations are dear, what there is is saved
+        with ending_signals(interrupt):
+            while demos < config.num_demos and episodes < config.max_episodes:
+                episode, success = _episode(env, seed=config.seed + episodes)
+                episodes += 1
+                if success:
+                    transitions += episode
+                    demos += 1
+                print(
+                    f"episode {episodes}: {len(episode)} steps, {'success' if success else 'dropped'}; "
+                    f"{demos}/{config.num_demos} demonstrations"
+                )
+    except KeyboardInterrupt:
+        if not demos:
+            raise
+        interrupted = True
+    finally:  # also when a robot fails: demonstrations are dear
         output = config.output or _default_output(config, demos)
-        if transitions:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            save_demonstrations(output, transitions)
-            print(f"{demos} demonstrations, {len(transitions)} transitions: {output}")
-    env.close()
-    if demos < config.num_demos:
+        try:
+            if transitions:
+                with ending_signals(signal.SIG_IGN):  # a second Ctrl-C must not cost the first one's data
+                    output.parent.mkdir(parents=True, exist_ok=True)
+                    save_demonstrations(output, transitions)
+                print(f"{demos} demonstrations, {len(transitions)} transitions: {output}")
+        finally:  # last, since a robot's driver may hang
+            close_quietly(env)
+    if demos < config.num_demos and not interrupted:
         kept = f"; they are in {output}" if transitions else ""
         raise ValueError(f"{demos} of {episodes} episodes succeeded, {config.num_demos} were asked for{kept}")
     return output

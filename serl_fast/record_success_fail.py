@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from serl_fast.envs import executed_action, load_operator, make_env
 from serl_fast.envs.disturbed import DisturbedExpert
 from serl_fast.errors import require
 from serl_fast.evaluation import succeeded
+from serl_fast.interrupts import ending_signals, interrupt
 from serl_fast.keys import pressed_keys
 from serl_fast.logging import progress
 from serl_fast.run_setup import close_quietly
@@ -220,7 +220,9 @@ class Recording:
 
 
 def record(config: RecordSuccessFailConfig) -> list[Path]:
-    """Record, write the two files, and return their paths. Ctrl-C ends the recording; what there is is written.
+    """Record, write the two files, and return their paths.
+
+    Ctrl-C, SIGTERM or the end of the terminal ends the recording; what there is is written.
 
     Raises:
         ValueError: ``max_episodes`` had fewer successes than were asked for (what there is is written), or keys can
@@ -232,12 +234,13 @@ def record(config: RecordSuccessFailConfig) -> list[Path]:
             print("SPACE: this step is a success; n: next episode; q: save and end", flush=True)
         interrupted = False
         try:
-            progress(recording.run(), config.successes_needed, "frames of success")
+            with ending_signals(interrupt):
+                progress(recording.run(), config.successes_needed, "frames of success")
         except KeyboardInterrupt:
             interrupted = True
         finally:  # also when a robot fails: labels are dear
             try:
-                with ignored_interrupts():  # a second Ctrl-C must not cost the first one's data
+                with ending_signals(signal.SIG_IGN):  # a second Ctrl-C must not cost the first one's data
                     written = recording.save()
                 print(
                     f"{len(recording.successes)} frames of success, {len(recording.failures)} of failure from "
@@ -253,19 +256,6 @@ def record(config: RecordSuccessFailConfig) -> list[Path]:
             f"{config.successes_needed} were asked for; what there is is in {config.output_dir}"
         )
     return written
-
-
-@contextlib.contextmanager
-def ignored_interrupts() -> Iterator[None]:
-    """Ctrl-C does nothing meanwhile; in the main thread, which alone gets it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def run(argv: list[str] | None = None) -> int:

@@ -25,6 +25,7 @@ from serl_fast.evaluation import EVALUATION_SEEDS, EvaluationResult, Evaluations
 from serl_fast.figures import Film
 from serl_fast.files import FolderInUseError, held_alone
 from serl_fast.interop.pretrained import load_pretrained
+from serl_fast.interrupts import ending_signals
 from serl_fast.kernels.choice import use_backend
 from serl_fast.logging import RunLogger, plot_progress
 from serl_fast.loop import Learner
@@ -287,21 +288,18 @@ class Run:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Ctrl-C or SIGTERM once: finish the step, save, exit 0. Twice: as usual."""
+        """Ctrl-C, SIGTERM or the end of the terminal once: finish the step, save, exit 0. Ctrl-C twice: as usual."""
 
         def handle(signum: int, frame: FrameType | None) -> None:
             # Whatever the main thread was doing is on hold: no locks here, and a way out before anything else.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self.interrupted = True
             self.stop.set("interrupted")
-            os.write(2, b"\nfinishing the step and saving; press Ctrl-C again to end at once\n")
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, b"\nfinishing the step and saving; press Ctrl-C again to end at once\n")
 
-        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with ending_signals(handle):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def report(self, metrics: dict[str, float]) -> None:
         """Log metrics at the present step."""
