@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import os
 import re
@@ -18,6 +19,8 @@ from serl_fast.errors import MissingExtraError, require
 BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 
 HEAD_START = 2.0  # s: torchrun ends all processes when the first one ends, and rank 0 is to be heard
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # nobody's mistake, and nothing to trace
 
 Config = TypeVar("Config")
 
@@ -125,7 +128,7 @@ def _option(arguments: Sequence[str], name: str) -> str | None:
 
 
 def main(run: Callable[[], int]) -> None:
-    """Run a command: a user's mistake is one line on stderr and exit status 2, not a traceback.
+    """Run a command: a user's mistake is one line on stderr and exit status 2, not a traceback; a full disk status 1.
 
     A reader of its output that goes away, as ``head`` does, ends it with exit status 1 and without a word.
     """
@@ -142,6 +145,11 @@ def main(run: Callable[[], int]) -> None:
     except (ValueError, MissingExtraError, FileNotFoundError, FileExistsError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _unread(stream: TextIO) -> bool:

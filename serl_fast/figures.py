@@ -144,7 +144,7 @@ def _by_step(columns: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     """(gradient steps, value) of the rows that have this metric."""
     values = columns.get(name, np.zeros(0))
     present = np.isfinite(values)
-    return (columns["step"][: len(values)][present] if len(values) else values), values[present]
+    return _that_stand((columns["step"][: len(values)][present] if len(values) else values), values[present])
 
 
 def _curve(columns: Mapping[str, Any], name: str) -> tuple[Any, Any]:
@@ -152,7 +152,13 @@ def _curve(columns: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     values = columns.get(name, np.zeros(0))
     present = np.isfinite(values)
     steps = columns["environment_steps"] if np.any(columns["environment_steps"]) else columns["step"]
-    return steps[: len(values)][present], 100 * values[present]
+    return _that_stand(steps[: len(values)][present], 100 * values[present])
+
+
+def _that_stand(steps: Any, values: Any) -> tuple[Any, Any]:
+    """Without what a resumed run did anew: steps after its checkpoint, which were reported before it ended."""
+    stands = np.minimum.accumulate(steps[::-1])[::-1] >= steps
+    return steps[stands], values[stands]
 
 
 def _rolling(curve: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -169,7 +169,7 @@ class Run:
 
     def normalize(self, store: ReplayStore) -> None:
         """Scale the state by the statistics of ``store``, where the agent's encoder can."""
-        if not self.config.normalize_state or not len(store):
+        if not self.config.normalize_state or len(store) < 2:  # one state has no spread
             return
         encoder = dict(self.agent.networks.items()).get("encoder")
         if not isinstance(encoder, Encoder) or encoder.normalizer is None:

@@ -1,6 +1,7 @@
 """Spellings that the manuals use."""
 
 import dataclasses
+import errno
 import subprocess
 import sys
 
@@ -94,6 +95,24 @@ def test_a_reader_that_goes_away_ends_the_command_quietly():
     writer.stdout.close()
     assert writer.stderr.read() == b""
     assert writer.wait(60) == 1
+
+
+def test_a_full_disk_is_one_line(capsys):
+    def fail() -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "demos.pkl")
+
+    with pytest.raises(SystemExit) as caught:
+        main(fail)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == f"error: [Errno {errno.ENOSPC}] No space left on device: 'demos.pkl'\n"
+
+
+def test_other_errors_of_the_system_keep_their_traceback():
+    def fail() -> int:
+        raise OSError(errno.EIO, "a robot's")
+
+    with pytest.raises(OSError, match="a robot's"):
+        main(fail)
 
 
 def test_another_broken_pipe_keeps_its_traceback():

@@ -321,6 +321,19 @@ def test_plot_of_part_of_the_metrics(tmp_path: Path) -> None:
     assert plot_progress(tmp_path / "metrics.csv", tmp_path / "success.png") is not None
 
 
+def test_what_a_resumed_run_did_anew_is_drawn_once(tmp_path):
+    rows = ["step,environment_steps,evaluation/success_rate", "10,20,0.1", "20,40,0.2", "30,60,0.9"]
+    (tmp_path / "metrics.csv").write_text("\n".join([*rows, "20,41,0.3", "30,50,0.4", ""]))  # resumed at 20
+    columns = read_metrics(tmp_path / "metrics.csv")
+    assert [each.tolist() for each in figures._curve(columns, "evaluation/success_rate")] == [
+        [20, 40, 41, 50],
+        [10, 20, 30, 40],
+    ]
+    steps, rates = figures._by_step(columns, "evaluation/success_rate")
+    assert steps.tolist() == [10, 20, 20, 30]
+    assert rates.tolist() == [0.1, 0.2, 0.3, 0.4]
+
+
 def test_without_environment_steps_the_abscissa_is_gradient_steps(tmp_path: Path) -> None:
     run = logger(tmp_path)
     for step in (100, 200):

@@ -162,6 +162,15 @@ def test_evaluation_on_the_way_at_the_end_and_by_its_own_command(demos, tmp_path
     assert "success rate" in capsys.readouterr().out
 
 
+def test_one_transition_is_enough(tmp_path):
+    (whole,) = episodes(count=1)
+    ends = np.zeros(1, bool), np.ones(1, bool)
+    one = Episode({"state": whole.observations["state"][:2]}, whole.actions[:1], whole.rewards[:1], *ends)
+    write_dataset(tmp_path / "one.pkl", [one], "pickle")
+    flags = [*TINY, "--demo_paths", str(tmp_path / "one.pkl"), "--algorithm=iql", "--save_dir", str(tmp_path / "run")]
+    assert train_offline.run(flags) == 0
+
+
 def test_data_on_disk_are_the_same_data(made, tmp_path, capsys):
     disk = tmp_path / "disk"
     on_disk = made("iql", "--data_on_disk", str(disk))
