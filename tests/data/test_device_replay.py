@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from serl_fast.core import Agent, DeviceSource, Loss, Objective, leaves
+from serl_fast.core import Agent, Loss, Objective, leaves
 from serl_fast.data import mirror as mirrors
 from serl_fast.data.device_replay import DeviceReplay, choose_placement, largest_remainders, replay_bytes
 from serl_fast.engine import Engine, EngineConfig, NonFiniteLossError
@@ -122,7 +122,6 @@ def test_every_step_equals_that_of_the_store(form, seed, monkeypatch):
 def test_rows_of_several_stores_in_the_order_of_a_mixture():
     online, demonstrations = make_store(50, 80), make_store(20, 7)
     replay = DeviceReplay([online, demonstrations], 9, shares=(0.5, 0.5), discount=0.9, ids=True)
-    assert isinstance(replay, DeviceSource) if hasattr(DeviceSource, "__protocol_attrs__") else True
     replay.sync()
     mixture = Mixture([online.sampler(0.9, ids=True), demonstrations.sampler(0.9, ids=True)], (0.5, 0.5))
     assert replay.counts == tuple(mixture.counts(9)) == (5, 4)
