@@ -40,8 +40,8 @@ const PyObject* native_descr(Dtype dtype) {
   return descrs.at(static_cast<std::size_t>(dtype));
 }
 
-// Kind and size instead of the type number: int64 has two numbers on some platforms. The machine's own byte order
-// may also be named ('<f4'), as in arrays from files.
+// Kind and size instead of the type number: int64 has two numbers on some platforms. The machine's own byte
+// order may also be named ('<f4'), as in arrays from files.
 bool has_dtype(const py::array& array, Dtype dtype) {
   constexpr char kOwnOrder = std::endian::native == std::endian::little ? '<' : '>';
   const py::dtype given = array.dtype();
