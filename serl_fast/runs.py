@@ -21,6 +21,7 @@ from serl_fast.data.dali import DaliReader
 from serl_fast.data.readers import Reader, make_reader
 from serl_fast.engine import Engine, EngineConfig, NonFiniteLossError, PolicyRunner, default_execution
 from serl_fast.engine.ranks import Alone, Ranks
+from serl_fast.errors import require
 from serl_fast.evaluation import EVALUATION_SEEDS, EvaluationResult, Evaluations, evaluate
 from serl_fast.figures import Film
 from serl_fast.files import FolderInUseError, held_alone
@@ -73,6 +74,8 @@ class Run:
         self.interrupted = False
         self._found_out: dict[str, Any] = {}
         self._lock: BinaryIO | None = None  # open as long as this process writes to the folder
+        if config.augment == "dali":
+            require("nvidia.dali", "dali")  # before anything is read
         use_backend("auto" if config.augment == "dali" else config.augment, self.device)
 
     # What a command adds.
