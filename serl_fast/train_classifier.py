@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from serl_fast.cli import main, parse
 from serl_fast.core import Agent
 from serl_fast.data.batches import BatchReader
+from serl_fast.data.dali_clips import clip_decoder
 from serl_fast.data.dali_images import image_decoder
 from serl_fast.data.held_out import count_by_class, join_episodes, split_by_episode
 from serl_fast.data.labelled import IMAGES_AT_ONCE, Frame, find_recordings, read_recordings, without_repeats
@@ -203,10 +204,14 @@ def read_frames(config: TrainClassifierConfig) -> tuple[list[Frame], list[str]]:
         most, device = max(IMAGES_AT_ONCE, len(config.image_keys)), choose_device(config.device)
         cuda = (device.index or 0) if device.type == "cuda" else None
         threads = torch.get_num_threads()
-        decode, why = image_decoder(config.image_backend, size, most, threads=threads, device_id=cuda)
-        if any(recording.kind == "image" for recording in recordings):
-            print(why)
-        for found in read_recordings(recordings, config.image_keys, size, names, decode):
+        images, by_images = image_decoder(config.image_backend, size, most, threads=threads, device_id=cuda)
+        # Clips have not yet been decoded on a device: there only for those who ask for it.
+        cuda = cuda if config.image_backend == "dali" else None
+        clips, by_clips = clip_decoder(config.image_backend, size, threads=threads, device_id=cuda)
+        for kind, by in {"image": by_images, "clip": by_clips}.items():
+            if any(recording.kind == kind for recording in recordings):
+                print(by)
+        for found in read_recordings(recordings, config.image_keys, size, names, images, clips):
             frames.extend(found)
             yield 1
 

@@ -43,8 +43,8 @@ class TrainClassifierConfig:
         strict_execution: end with an error where the step does not compile; otherwise it runs eagerly, which is said.
         precision: of the forward and backward passes of training.
         threads: torch's threads; 0 for all cores but one.
-        image_backend: what reads PNG and JPEG files: "dali" for NVIDIA DALI, "torch" for Pillow and PyTorch, "auto"
-            for DALI where it is installed.
+        image_backend: what reads PNG and JPEG files, and clips: "dali" for NVIDIA DALI, "torch" for Pillow, PyAV and
+            PyTorch, "auto" for DALI where it is installed.
     """
 
     success_dir: tuple[Path, ...] = ()

@@ -9,8 +9,7 @@
 | crop | equal |
 
 Only 8-bit RGB and grey files go to DALI. Batches with others (palette, alpha, CMYK, EXIF rotation), or with a file that
-it does not read, are decoded by the reference. Clips are not read here: on a CPU, DALI decodes VP9 and MJPEG, but none
-of H.264, MPEG-4 and AV1, of which MP4 files are made; ``data.labelled`` reads them with PyAV.
+it does not read, are decoded by the reference. Clips are read in ``data.dali_clips``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from serl_fast import safe_pickle
 from serl_fast.data.class_names import class_of
 from serl_fast.data.episodes import DatasetError
 from serl_fast.data.image_files import decode_images, resized
-from serl_fast.data.video import VIDEO_FILES, read_frames
+from serl_fast.data.video import VIDEO_FILES, decode_clip
 
 Image = npt.NDArray[np.uint8]
 Kind = Literal["pickle", "clip", "image"]
@@ -217,7 +217,11 @@ def _without_camera(below: Path, image_keys: Sequence[str]) -> tuple[str | None,
 
 
 def read_recording(
-    recording: Recording, image_keys: Sequence[str], image_size: tuple[int, int], classes: Sequence[str]
+    recording: Recording,
+    image_keys: Sequence[str],
+    image_size: tuple[int, int],
+    classes: Sequence[str],
+    read_clip: Callable[[Path], Iterator[Image]] | None = None,
 ) -> list[Frame]:
     """The frames of a recording, resized.
 
@@ -230,6 +234,7 @@ def read_recording(
         image_keys: cameras.
         image_size: (height, width) px of the frames.
         classes: names of the classes.
+        read_clip: of ``data.dali_clips.clip_decoder``; None for the reference.
 
     Raises:
         DatasetError: the message names the file, and the row of a pickle, and what is wrong.
@@ -239,7 +244,8 @@ def read_recording(
     assert recording.label is not None
     if recording.kind == "image":
         return _read_images([recording], lambda files: decode_images(files, image_size))[0]
-    cameras = {key: _read_clip(file, image_size) for key, file in recording.files.items()}
+    read_clip = read_clip or (lambda file: decode_clip(file, image_size))
+    cameras = {key: _all_frames(file, read_clip(file)) for key, file in recording.files.items()}
     lengths = {key: len(images) for key, images in cameras.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{recording.files[key]} has {length}" for key, length in lengths.items())
@@ -263,6 +269,7 @@ def read_recordings(
     image_size: tuple[int, int],
     classes: Sequence[str],
     decode: Callable[[Sequence[Path]], torch.Tensor],
+    read_clip: Callable[[Path], Iterator[Image]] | None = None,
 ) -> Iterator[list[Frame]]:
     """The frames of every recording, as :func:`read_recording` gives them, image files many at a time.
 
@@ -272,6 +279,7 @@ def read_recordings(
         image_size: (height, width) px of the frames.
         classes: names of the classes.
         decode: of ``data.dali_images.image_decoder``, for IMAGES_AT_ONCE files.
+        read_clip: see :func:`read_recording`.
 
     Raises:
         DatasetError: see :func:`read_recording`.
@@ -280,7 +288,7 @@ def read_recordings(
     for are_images, group in itertools.groupby(recordings, lambda recording: recording.kind == "image"):
         together = list(group)
         if not are_images:
-            yield from (read_recording(recording, image_keys, image_size, classes) for recording in together)
+            yield from (read_recording(each, image_keys, image_size, classes, read_clip) for each in together)
             continue
         for start in range(0, len(together), most):
             yield from _read_images(together[start : start + most], decode)
@@ -393,22 +401,14 @@ def _camera(observation: Mapping[str, Any], key: str, where: str, size: tuple[in
         image = image[0]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise DatasetError(f"{where}: is {image.dtype} {image.shape}; accepted: uint8 (height, width, 3), RGB")
-    return _resized(image[None], size)[0]
+    return resized(torch.from_numpy(np.ascontiguousarray(image[None])), size)[0].numpy()
 
 
-def _read_clip(path: Path, size: tuple[int, int]) -> list[Image]:
-    """All frames of a clip, each resized before the next one is decoded; one array would hold a long clip twice."""
-    frames: list[Image] = []
-    for frame in read_frames(path):
-        if len(frames) == CLIP_FRAMES:
-            raise DatasetError(f"{path}: more than {CLIP_FRAMES:,} frames; accepted: clips of so many, so cut it up")
-        frames.append(_resized(frame[None], size)[0])
+def _all_frames(path: Path, clip: Iterator[Image]) -> list[Image]:
+    """All frames of a clip; one array would hold a long clip twice."""
+    frames = list(itertools.islice(clip, CLIP_FRAMES + 1))
+    if len(frames) > CLIP_FRAMES:
+        raise DatasetError(f"{path}: more than {CLIP_FRAMES:,} frames; accepted: clips of so many, so cut it up")
     if not frames:
         raise DatasetError(f"{path}: there are no frames in it")
     return frames
-
-
-def _resized(images: Image, size: tuple[int, int]) -> Image:
-    """As a classifier resizes what it is shown, uint8 [N, H, W, 3] -> [N, *size, 3]."""
-    array: Image = resized(torch.from_numpy(np.ascontiguousarray(images)), size).numpy()
-    return array

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from serl_fast.data.episodes import DatasetError
-from serl_fast.data.image_files import MAX_PIXELS
+from serl_fast.data.image_files import MAX_PIXELS, resized
 from serl_fast.data.images import resize
 from serl_fast.errors import require
 
@@ -24,9 +25,12 @@ Picture = npt.NDArray[np.uint8]
 VIDEO_FILES = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
 """Endings of files that are read, and their containers."""
 
+SMOOTH = 0x2 | 0x2000 | 0x40000
+"""FFmpeg's SWS_BILINEAR, SWS_FULL_CHR_H_INT and SWS_ACCURATE_RND: colours are interpolated between their samples."""
+
 
 def read_frames(path: str | Path, size: tuple[int, int] | None = None) -> Iterator[Picture]:
-    """All frames of a video, turned as a player turns them.
+    """All frames of a video, turned as a player turns them, colours interpolated between their samples.
 
     Args:
         path: a file whose ending is in :data:`VIDEO_FILES`.
@@ -38,11 +42,28 @@ def read_frames(path: str | Path, size: tuple[int, int] | None = None) -> Iterat
     Raises:
         DatasetError: the file is missing, holds no video, is damaged, or claims too many pixels.
     """
-    frames, picture_of = _decoded(Path(path), 0.0), _to_pictures(None)
+    frames, picture_of = _decoded(Path(path), 0.0), _to_pictures(None, smooth=True)
     for frame in frames:
         turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise; an older PyAV does not tell it
         picture = np.ascontiguousarray(np.rot90(picture_of(frame), turns))
         yield picture if size is None else resize(picture[None], size)[0]
+
+
+def decode_clip(path: Path, size: tuple[int, int]) -> Iterator[Picture]:
+    """All frames of a clip, as a classifier resizes what it is shown, each before the next one is decoded.
+
+    Args:
+        path: as in :func:`read_frames`.
+        size: (height, width) px.
+
+    Yields:
+        uint8 [*size, 3], RGB.
+
+    Raises:
+        DatasetError: as in :func:`read_frames`.
+    """
+    for frame in read_frames(path):
+        yield resized(torch.from_numpy(frame[None]), size)[0].numpy()
 
 
 def read_frames_at(
@@ -172,6 +193,8 @@ def _decoded(path: Path, start: float) -> Iterator[Any]:
             if not file.streams.video:
                 raise DatasetError(f"{path} holds no video: it is something else, damaged or cut short")
             stream = file.streams.video[0]
+            if stream.codec_context is None:
+                raise DatasetError(f"{path}: damaged, or in a codec that FFmpeg does not know")
             _check_size(path, stream)
             if start:
                 file.seek(int(start / stream.time_base), stream=stream)
@@ -192,12 +215,19 @@ def _check_size(path: Path, shown: Any) -> None:
         raise DatasetError(f"{path}: {shown.width} x {shown.height} px; accepted: up to {MAX_PIXELS:,} pixels")
 
 
-def _to_pictures(size: tuple[int, int] | None) -> Callable[[Any], Picture]:
-    """Turns ``av.VideoFrame`` into uint8 [H, W, 3]; setting a converter up takes longer than using it, so it is one."""
-    converter = require("av.video.reformatter", "data").VideoReformatter()
+def _to_pictures(size: tuple[int, int] | None, smooth: bool = False) -> Callable[[Any], Picture]:
+    """Turns ``av.VideoFrame`` into uint8 [H, W, 3]; setting a converter up takes longer than using it, so it is one.
+
+    With ``smooth`` colours are interpolated and rounded, as DALI does it; else FFmpeg repeats those of 2 x 2 pixels
+    where heights are even, which is quicker.
+    """
+    library = require("av.video.reformatter", "data")
+    converter = library.VideoReformatter()
+    takes_flags = issubclass(library.Interpolation, int)  # from PyAV 14 on
+    how = {"interpolation": SMOOTH} if smooth and takes_flags else {}
 
     def picture_of(frame: Any) -> Picture:
-        picture: Picture = converter.reformat(frame, format="rgb24").to_ndarray()
+        picture: Picture = converter.reformat(frame, format="rgb24", **how).to_ndarray()
         return picture if size is None else resize(picture[None], size)[0]
 
     return picture_of

@@ -6,6 +6,7 @@ import math
 import pickle
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from serl_fast import train_classifier
 from serl_fast.cli import parse
 from serl_fast.data.held_out import split_by_episode
 from serl_fast.engine import Engine, NonFiniteLossError
+from serl_fast.errors import MissingExtraError
 from serl_fast.logging import read_metrics
 from serl_fast.record_success_fail import RecordSuccessFailConfig
 from serl_fast.rewards.files import load_classifier
@@ -28,6 +30,7 @@ from serl_fast.train_classifier_config import TrainClassifierConfig
 EAGER = ["--image_size=32", "--execution=eager", "--threads=1", "--device=cpu"]
 SMALL = [*EAGER, "--encoder=small", "--batch_size=16", "--lr=1e-3"]
 PER_EPOCH = 8  # updates: 120 frames in batches of 16
+DALI = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 COLOURS = {"failure": (120, 120, 90), "success": (90, 120, 120), "egg": (120, 60, 120)}
 
 
@@ -236,6 +239,31 @@ def test_three_classes_from_folders_of_images(tmp_path, capsys):
     assert report["threshold"] is None
     assert sum(map(sum, report["confusion"])) == 12
     assert load_classifier(tmp_path / "o2").success_class is None
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto", "dali"])
+def test_clips(tmp_path, capsys, backend):
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for name in ("success", "failure"):
+        for number in range(5):
+            with av.open(str(tmp_path / "data" / f"{name}_{number}.mp4"), "w") as container:
+                stream = container.add_stream("libvpx-vp9", 10, options={"deadline": "realtime", "cpu-used": "8"})
+                stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+                for _ in range(6):
+                    shown = av.VideoFrame.from_ndarray(frame(rng, COLOURS[name], 10), format="rgb24")
+                    container.mux(stream.encode(shown))
+                container.mux(stream.encode())
+    given = ("--labelled_data", tmp_path / "data", "--image_backend", backend, "--output_dir", tmp_path / "out")
+    if backend == "dali" and not DALI:
+        with pytest.raises(MissingExtraError, match=r"pip install 'serl-fast\[dali\]'"):
+            run(*given, "--num_epochs", 1)
+        return
+    run(*given, "--num_epochs", 12)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["accuracy"] > 0.9
+    by = "in VP9 and MJPEG are decoded by DALI on the CPU, " if DALI and backend != "torch" else "are decoded by PyAV"
+    assert capsys.readouterr().out.count(f"clips {by}") == 1
 
 
 def test_rows_say_the_class(tmp_path):
