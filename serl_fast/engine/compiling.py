@@ -37,12 +37,17 @@ def reorders_only_plain_loops() -> bool:
     return tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
 
 
-def compile_function(function: Any) -> Any:
+def compile_function(function: Any, *, calls_from_cpp: bool = False) -> Any:
     """Compile a function as one graph for fixed shapes.
 
     Of what dynamo would check before every call, only what concerns the function's own arguments, ``training`` of
     modules and torch's global state is kept. The rest, a thousand conditions on modules that a closure holds, costs as
     much as a few matrix products of an update; ``serl_fast.engine.graphs.Watch`` notices where networks change.
+
+    Args:
+        function: what to compile.
+        calls_from_cpp: C++ calls the kernels one after the other, in place of Python, and leaves the interpreter to
+            other threads meanwhile. For the CPU; acting, which takes microseconds, gains less than it takes to compile.
     """
     function = _own_code(function)
     arguments = inspect.signature(function).parameters
@@ -57,6 +62,9 @@ def compile_function(function: Any) -> Any:
         # It asserts that reductions that were split and fused have one size (2.11; a GPU and 16384 rows): they may not.
         "triton.mix_order_reduction": False,
     }
+    if calls_from_cpp:
+        # Kernels and what calls them are two files, which compile sooner than one.
+        options |= {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
     if reorders_only_plain_loops():
         options["loop_ordering_after_fusion"] = False
     return torch.compile(function, fullgraph=True, dynamic=False, options=options)

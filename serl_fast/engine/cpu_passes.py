@@ -47,7 +47,7 @@ class CpuPasses(CustomGraphPass):
 
     def __init__(self) -> None:
         if _linear() is not None:
-            _keep_strides()
+            _lower_as_it_is()
 
     def __call__(self, graph: Graph) -> None:
         """Rewrite in place."""
@@ -73,17 +73,27 @@ def _linear() -> Any:
 
 
 @functools.cache
-def _keep_strides() -> None:
-    """Let Inductor call oneDNN as it is: its own rule first copies the arguments into another layout.
+def _lower_as_it_is() -> None:
+    """Let Inductor call oneDNN on a weight of any strides: its own rule first copies it into another layout.
+
+    The other factor must be dense. Inductor's loops transpose it sooner than the call would.
 
     The rule is taken from every compilation of this process. What else comes by it (linear layers of models that are
     compiled with ``freezing``) is computed by the same call.
     """
-    # This registers the rule. (The rule's own module can not be the first that is imported in torch 2.11.)
-    from torch._inductor.lowering import lowerings, make_fallback
+    # The lowerings register the rule. (The rule's own module can not be the first that is imported in torch 2.11.)
+    from torch._inductor import lowering
+    from torch._inductor.ir import ExternKernel, FixedLayout, TensorBox
+    from torch._inductor.mkldnn_ir import LinearUnary
 
-    lowerings.pop(_linear(), None)
-    make_fallback(_linear(), warn=False, override_decomp=True)
+    def call(x: Any, weight: Any, bias: Any, attr: str, scalars: Any, algorithm: str) -> Any:
+        x = ExternKernel.require_contiguous(ExternKernel.realize_input(x))
+        weight = ExternKernel.realize_input(weight)
+        layout = FixedLayout(x.get_device(), x.get_dtype(), [x.get_size()[0], weight.get_size()[0]])
+        return TensorBox.create(LinearUnary(layout, [x, weight], [bias, attr, scalars, algorithm]))
+
+    lowering.lowerings.pop(_linear(), None)
+    lowering.register_lowering(_linear(), type_promotion_kind=None)(call)
 
 
 def _rewrite_of(node: Node) -> Any:

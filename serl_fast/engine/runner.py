@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -181,7 +182,8 @@ class Runner:
         if self.execution != "eager":
             if can_trace_autograd():
                 torch._dynamo.config.trace_autograd_ops = True
-                parts = parts._replace(compile_whole=compile_function)
+                whole = functools.partial(compile_function, calls_from_cpp=self._device.type == "cpu")
+                parts = parts._replace(compile_whole=whole)
             else:
                 parts = parts._replace(options=parts.options._replace(compile_part=compile_function))
         return Builder(parts)

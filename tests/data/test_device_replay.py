@@ -541,7 +541,7 @@ def test_without_memory_for_more_room_the_newest_are_drawn(monkeypatch, capsys):
 def test_a_captured_step_is_built_anew_for_the_larger_room(monkeypatch):
     monkeypatch.setattr(config_module, "CAPTURING_DEVICES", ("cpu",))
     monkeypatch.setattr(runner_module, "CudaGraphs", Tape)
-    monkeypatch.setattr(runner_module, "compile_function", lambda function: function)
+    monkeypatch.setattr(runner_module, "compile_function", lambda function, **_: function)
     monkeypatch.setattr(Tape, "captures", 0)
     store = make_store(100, 4, cameras=())
     replay = DeviceReplay([store], 32, ids=True, room=[4])

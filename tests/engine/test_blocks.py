@@ -250,7 +250,7 @@ def test_a_source_draws_inside_the_step(fragile, execution, monkeypatch, capsys)
 
         monkeypatch.setattr(config, "CAPTURING_DEVICES", ("cpu",))
         monkeypatch.setattr(runner, "CudaGraphs", Tape)
-        monkeypatch.setattr(runner, "compile_function", lambda function: function)
+        monkeypatch.setattr(runner, "compile_function", lambda function, **_: function)
         monkeypatch.setattr(Tape, "captures", 0)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -16,7 +16,7 @@ def graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def refuse(function):
+def refuse(function, **_):
     """A compiler that is not there."""
 
     def call(*arguments, **options):
@@ -56,7 +56,7 @@ def test_a_step_that_does_not_compile_runs_eagerly_to_the_bit(quadratic, monkeyp
 def test_parts_that_do_not_compile_leave_no_trace(quadratic, monkeypatch, capsys):
     """On an older torch the losses are compiled one by one: the critics have stepped when the actor's fails."""
     monkeypatch.setattr(engine_module, "can_trace_autograd", lambda: False)
-    monkeypatch.setattr(engine_module, "compile_function", lambda f: refuse(f) if f.__name__ == "follow" else f)
+    monkeypatch.setattr(engine_module, "compile_function", lambda f, **_: refuse(f) if f.__name__ == "follow" else f)
     engine = Engine(quadratic(), EngineConfig("compiled"), seed=3)
     state = train(engine)
     assert capsys.readouterr().err.count("going on with 'eager'") == 1
@@ -169,3 +169,11 @@ def test_a_torch_that_fails_at_the_loops_of_foreach_operations_leaves_them(monke
     compile_function(lambda batch: batch)
     assert given["options"].get("loop_ordering_after_fusion") is expected
     assert given["options"]["triton.mix_order_reduction"] is False
+
+
+def test_kernels_are_called_from_cpp_on_the_cpu_alone(quadratic, monkeypatch):
+    given = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: given.append(options["options"]) or function)
+    Engine(quadratic(), EngineConfig("compiled")).update(BATCH)
+    compile_function(lambda batch: batch)
+    assert [options.get("cpp_wrapper") for options in given] == [True, None]

@@ -34,7 +34,7 @@ def tape(monkeypatch):
     """Capture on the CPU; what would be compiled is captured as it is, so that the stand-in sees its operations."""
     monkeypatch.setattr(config_module, "CAPTURING_DEVICES", ("cpu",))
     monkeypatch.setattr(runner_module, "CudaGraphs", Tape)
-    monkeypatch.setattr(runner_module, "compile_function", lambda function: function)
+    monkeypatch.setattr(runner_module, "compile_function", lambda function, **_: function)
     monkeypatch.setattr(Tape, "captures", 0)
     monkeypatch.setattr(Tape, "replays", 0)
 
@@ -175,7 +175,7 @@ def test_a_capture_that_fails_falls_one_rung(quadratic, monkeypatch, capsys):
 
 
 def test_what_neither_captures_nor_compiles_runs_eagerly(quadratic, monkeypatch, capsys):
-    def refuse(function):
+    def refuse(function, **_):
         def call(*arguments):
             raise RuntimeError("no compiler")
 

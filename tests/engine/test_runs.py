@@ -81,7 +81,7 @@ main(lambda: train_hybrid.run([*FLAGS, "--save_dir", {str(tmp_path)!r}, "--execu
 
 
 def test_a_step_that_does_not_compile_is_in_the_records(tmp_path, monkeypatch, capsys):
-    def refuse(function):
+    def refuse(function, **_):
         def call(*arguments):
             raise RuntimeError("no compiler")
 
