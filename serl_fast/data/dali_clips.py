@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from serl_fast.data.clip_packets import plain_clip
-from serl_fast.data.dali_images import Backend
+from serl_fast.data.dali_images import Backend, chosen
 from serl_fast.data.video import Picture, decode_clip
-from serl_fast.errors import MissingExtraError, require
+from serl_fast.errors import require
 
 ClipDecoder = Callable[[Path], Iterator[Picture]]
 """(file) -> its frames, uint8 [*size, 3], as :func:`decode_clip` without ``size``."""
@@ -113,23 +113,18 @@ def clip_decoder(
         MissingExtraError: DALI was asked for and is not installed.
         ValueError: there is no such backend.
     """
-    if backend not in ("auto", "dali", "torch"):
-        raise ValueError(f"image backend {backend!r} is not known; choose auto, dali or torch")
+
+    def dali() -> ClipDecoder:
+        return DaliClips(size, threads=threads, device_id=device_id)
 
     def reference(path: Path) -> Iterator[Picture]:
         return decode_clip(path, size)
 
-    if backend == "torch":
-        return reference, "clips are decoded by PyAV and PyTorch"
-    try:
-        clips = DaliClips(size, threads=threads, device_id=device_id)
-    except MissingExtraError as error:
-        if backend == "dali":
-            raise
-        return reference, f"clips are decoded by PyAV and PyTorch, without DALI: {error}"
     if device_id is None:
-        return clips, "clips in VP9 and MJPEG are decoded by DALI on the CPU, others by PyAV and PyTorch"
-    return clips, (
-        f"clips in H.264, HEVC, AV1, VP9 and MJPEG are decoded by DALI on CUDA device {device_id}, others by PyAV and "
-        "PyTorch"
-    )
+        by_dali = "clips in VP9 and MJPEG are decoded by DALI on the CPU, others by PyAV and PyTorch"
+    else:
+        by_dali = (
+            f"clips in H.264, HEVC, AV1, VP9 and MJPEG are decoded by DALI on CUDA device {device_id}, others by PyAV "
+            "and PyTorch"
+        )
+    return chosen(backend, dali, by_dali, reference, "clips are decoded by PyAV and PyTorch")

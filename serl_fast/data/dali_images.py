@@ -15,7 +15,7 @@ it does not read, are decoded by the reference. Clips are read in ``data.dali_cl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ Backend = Literal["auto", "dali", "torch"]
 
 ImageDecoder = Callable[..., Tensor]
 """(files, factors=None, offsets=None) -> uint8 [N, *size, 3], as :func:`decode_images` without ``size``."""
+
+Decoder = TypeVar("Decoder")
 
 
 class DaliImages:
@@ -160,19 +162,41 @@ def image_decoder(
         MissingExtraError: DALI was asked for and is not installed.
         ValueError: there is no such backend.
     """
-    if backend not in ("auto", "dali", "torch"):
-        raise ValueError(f"image backend {backend!r} is not known; choose auto, dali or torch")
+
+    def dali() -> ImageDecoder:
+        return DaliImages(size, largest_batch, padding=padding, threads=threads, device_id=device_id)
 
     def reference(files: Sequence[ImageFile], factors: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
         return decode_images(files, size, factors, offsets, padding=padding)
 
+    where = "the CPU" if device_id is None else f"CUDA device {device_id}"
+    by_reference = "image files are decoded by Pillow and PyTorch"
+    return chosen(backend, dali, f"image files are decoded by DALI on {where}", reference, by_reference)
+
+
+def chosen(
+    backend: Backend, dali: Callable[[], Decoder], by_dali: str, reference: Decoder, by_reference: str
+) -> tuple[Decoder, str]:
+    """DALI or the reference, and one line that says which.
+
+    Args:
+        backend: see :func:`image_decoder`.
+        dali: builds what decodes by DALI.
+        by_dali: the line for it.
+        reference: what decodes without DALI.
+        by_reference: the line for it; the reason is added where DALI is missing.
+
+    Raises:
+        MissingExtraError: DALI was asked for and is not installed.
+        ValueError: there is no such backend.
+    """
+    if backend not in ("auto", "dali", "torch"):
+        raise ValueError(f"image backend {backend!r} is not known; choose auto, dali or torch")
     if backend == "torch":
-        return reference, "image files are decoded by Pillow and PyTorch"
+        return reference, by_reference
     try:
-        pipeline = DaliImages(size, largest_batch, padding=padding, threads=threads, device_id=device_id)
+        return dali(), by_dali
     except MissingExtraError as error:
         if backend == "dali":
             raise
-        return reference, f"image files are decoded by Pillow and PyTorch, without DALI: {error}"
-    where = "the CPU" if device_id is None else f"CUDA device {device_id}"
-    return pipeline, f"image files are decoded by DALI on {where}"
+        return reference, f"{by_reference}, without DALI: {error}"

@@ -47,7 +47,7 @@ def compile_function(function: Any, *, calls_from_cpp: bool = False) -> Any:
     Args:
         function: what to compile.
         calls_from_cpp: C++ calls the kernels one after the other, in place of Python, and leaves the interpreter to
-            other threads meanwhile. For the CPU; acting, which takes microseconds, gains less than it takes to compile.
+            other threads meanwhile. For the CPU.
     """
     function = _own_code(function)
     arguments = inspect.signature(function).parameters

@@ -86,11 +86,15 @@ def _lower_as_it_is() -> None:
     from torch._inductor.ir import ExternKernel, FixedLayout, TensorBox
     from torch._inductor.mkldnn_ir import LinearUnary
 
-    def call(x: Any, weight: Any, bias: Any, attr: str, scalars: Any, algorithm: str) -> Any:
+    as_it_comes = lowering.fallback_handler(_linear(), add_to_fallback_set=False)
+
+    def call(x: Any, weight: Any, bias: Any, *post_operation: Any) -> Any:
+        if bias is not None or len(x.get_size()) != 2:  # not of this module
+            return as_it_comes(x, weight, bias, *post_operation)
         x = ExternKernel.require_contiguous(ExternKernel.realize_input(x))
         weight = ExternKernel.realize_input(weight)
         layout = FixedLayout(x.get_device(), x.get_dtype(), [x.get_size()[0], weight.get_size()[0]])
-        return TensorBox.create(LinearUnary(layout, [x, weight], [bias, attr, scalars, algorithm]))
+        return TensorBox.create(LinearUnary(layout, [x, weight], [None, *post_operation]))
 
     lowering.lowerings.pop(_linear(), None)
     lowering.register_lowering(_linear(), type_promotion_kind=None)(call)

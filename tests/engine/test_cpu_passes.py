@@ -108,3 +108,18 @@ def test_what_is_not_a_number_stays_so_in_products():
     x[3, 4], x[5, 6] = torch.nan, torch.inf
     rewritten, _ = compiled(function)
     torch.testing.assert_close(rewritten(x, weight), function(x, weight), equal_nan=True, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 16), (4, 3, 16)])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("attribute", ["none", "relu"])
+@pytest.mark.skipif(_linear() is None, reason="this torch has no oneDNN")
+def test_others_may_call_the_same_operation(shape, with_bias, attribute):
+    x, weight, bias = torch.randn(*shape), torch.randn(8, 16), torch.randn(8) if with_bias else None
+    operation = _linear()
+    CpuPasses()  # changes how Inductor lowers it
+
+    def layer(x):
+        return operation(x, weight, bias, attribute, [], "")
+
+    assert torch.allclose(torch.compile(layer, fullgraph=True)(x), layer(x))
