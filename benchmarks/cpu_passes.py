@@ -2,9 +2,10 @@
 
 python -m benchmarks.cpu_passes --output docs/results/cpu_passes.md
 
-Rows add one change after the other: the step as torch compiles it; with products by oneDNN and a quotient for tanh
-(``engine.cpu_passes``); without dynamo's look at every module before a call, and with C++ in place of Python calling
-the kernels (``engine.compiling``).
+Rows add one change after the other: the step as torch compiles it; with the sooner library for every product, loops for
+small ones and a quotient for tanh (``engine.cpu_passes``); with what a whole loop shares computed before it
+(``engine.hoisting``); without dynamo's look at every module before a call, and with C++ in place of Python calling the
+kernels (``engine.compiling``).
 """
 
 from __future__ import annotations
@@ -18,16 +19,31 @@ from unittest import mock
 
 import torch
 from torch._inductor.utils import fresh_cache
+from torch.fx import Graph
 
 from benchmarks.interleaved import interleaved
 from benchmarks.machine import busy_cores, machine, markdown, quiet_or_caution
 from benchmarks.products import MatrixProducts
 from benchmarks.workloads import WORKLOADS, Workload
 from serl_fast.cli import main, parse
+from serl_fast.engine.cpu_passes import CpuPasses
+
+
+class Rewrites(CpuPasses):
+    """Without what ``engine.hoisting`` does."""
+
+    def __call__(self, graph: Graph) -> None:
+        with mock.patch("serl_fast.engine.cpu_passes.hoist"):
+            super().__call__(graph)
+
+    def uuid(self) -> Any:
+        return super().uuid() + b"alone"
+
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as torch compiles it": {"guard_filter_fn": None, "post_grad_custom_post_pass": None, "cpp_wrapper": False},
-    "+ rewritten operations": {"guard_filter_fn": None, "cpp_wrapper": False},
+    "+ rewritten operations": {"guard_filter_fn": None, "cpp_wrapper": False, "post_grad_custom_post_pass": Rewrites()},
+    "+ computed before loops": {"guard_filter_fn": None, "cpp_wrapper": False},
     "+ no look at modules": {"cpp_wrapper": False},
     "+ called from C++ (as it is)": {},
 }
@@ -45,7 +61,7 @@ class CpuPassesConfig:
         output: Markdown file to write.
     """
 
-    workloads: tuple[str, ...] = ("state", "hybrid")
+    workloads: tuple[str, ...] = ("state", "rlpd", "pixels_cached")
     threads: tuple[int, ...] = (1, 2, 4)
     rounds: int = 9
     seconds: float = 0.5

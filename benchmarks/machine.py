@@ -76,10 +76,14 @@ def quiet_or_caution(busy: list[float]) -> dict[str, str]:
 
 
 def _cpu_model() -> str:
+    """Name, family and model: of two generations of a virtual machine's "AMD EPYC" one has twice the other's rate."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    first = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
+    if "model name" not in first:
+        return platform.processor()
+    numbers = [f"{field.removeprefix('cpu ')} {first[field]}" for field in ("cpu family", "model") if field in first]
+    return ", ".join([first["model name"], " ".join(numbers)] if numbers else [first["model name"]])
 
 
 def _store_threads() -> str:

@@ -24,7 +24,7 @@ from serl_fast.agents.sac import policy
 from serl_fast.agents.sac_config import check_networks
 from serl_fast.core import AdamConfig, Agent, Batch, Compat, Loss, Noise, Objective, Observations
 from serl_fast.kernels.random_crop import random_crop
-from serl_fast.networks.encoder import Encoder, dropout_mask, make_encoder
+from serl_fast.networks.encoder import Encoder, draw_dropout_mask, make_encoder
 from serl_fast.networks.policy import ActionDistribution, Policy, StdParameterization
 
 
@@ -234,7 +234,7 @@ def noise_source(config: BCConfig, encoder: Encoder) -> Callable[[torch.Generato
 
     def draw(generator: torch.Generator, batch_size: int, device: torch.device) -> Noise:
         def mask(rate: float, *shape: int) -> Tensor:
-            return dropout_mask(torch.rand(batch_size, *shape, generator=generator, device=device), rate)
+            return draw_dropout_mask((batch_size, *shape), rate, generator, device)
 
         noise: Noise = {}
         if encoder.image_keys:

@@ -13,7 +13,7 @@ from serl_fast.agents.sac_config import SACConfig
 from serl_fast.core import Batch, Loss, Noise, Objective, TargetUpdate
 from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.critic import CriticEnsemble
-from serl_fast.networks.encoder import Encoder, dropout_mask, make_encoder
+from serl_fast.networks.encoder import Encoder, draw_dropout_mask, make_encoder
 from serl_fast.networks.policy import ActionDistribution, Policy, Temperature
 
 SQUASH_LIMIT = 1 - 1e-6
@@ -125,8 +125,8 @@ def noise_source(
             noise |= crop_noise(("crop", "next_crop"), config.crop_padding, generator, batch_size, device)
             if config.encoder_dropout > 0:
                 for name in passes.values():
-                    uniform = torch.rand(batch_size, *encoder.dropout_shape, generator=generator, device=device)
-                    noise[name] = dropout_mask(uniform, config.encoder_dropout)
+                    shape = (batch_size, *encoder.dropout_shape)
+                    noise[name] = draw_dropout_mask(shape, config.encoder_dropout, generator, device)
         return noise
 
     return draw

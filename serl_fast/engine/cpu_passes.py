@@ -1,8 +1,11 @@
 """What Inductor is given for the CPU instead of operations that are slow there. Nothing else sees these rewrites.
 
-* **Products** go to oneDNN in place of MKL, the other library that torch brings along: MKL leaves the AVX-512 units of
-  AMD's processors unused, and takes twice as long there. A stack of a few becomes one for each matrix. Where a factor
-  is a vector the product becomes a multiplication, and a sum, that are part of the loops around them.
+* **Products** go to the sooner of the two libraries that torch brings along: MKL, which torch chooses and which has
+  the lower overhead and multiplies the matrices of a stack side by side, or oneDNN, which also uses the AVX-512 units
+  of AMD's processors, one matrix of a stack after the other. Both are timed once for each shape and number of threads,
+  as the step is compiled; compiled code that comes from Inductor's cache keeps its choice. A bias is added outside,
+  where the loops around have room for it. Where a factor is a vector the product becomes a multiplication, and a sum,
+  that are part of these loops too.
 * **tanh** becomes a quotient of polynomials which is within 4e-7 of it, relatively, everywhere (tested), in a quarter
   of the time of the vector library's, which is exact to one unit in the last place. XLA and Eigen use this quotient,
   so HIL-SERL's own networks were trained with it. The gradient, 1 - tanh^2, follows from the value as before.
@@ -13,19 +16,29 @@ What each is worth is in ``docs/design/0007-execution.md``.
 from __future__ import annotations
 
 import functools
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import Graph, Node, map_arg
+
+from serl_fast.engine import hoisting
+from serl_fast.engine.hoisting import hoist, stored
+
+Layout = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shape and strides."""
 
 aten = torch.ops.aten
 PLAIN = (aten.mm.default, aten.bmm.default)
 WITH_BIAS = (aten.addmm.default, aten.baddbmm.default)
-SMALLEST = 8  # fewer rows, columns or terms of a sum: the libraries differ in their overhead alone
 MOST = 16  # matrices of a stack, such as the critics' layers; calls for hundreds of small ones would take longer
+SMALL = 16  # columns of the matrices of a stack that a loop multiplies sooner than a library
+TIMED = 10  # calls of each library, to choose one
 
 # tanh(x) = x P(x^2) / Q(x^2) for |x| <= LIMIT, beyond which float32's tanh is 1; lowest powers first.
 # Source: Eigen, generic_fast_tanh_float; the same constants in XLA's EmitFastTanh.
@@ -57,10 +70,11 @@ class CpuPasses(CustomGraphPass):
                 with graph.inserting_before(node):
                     node.replace_all_uses_with(rewrite(functools.partial(_call, graph), *node.args))
                 graph.erase_node(node)
+        hoist(graph)
 
     def uuid(self) -> Any:
         """Of this file: compiled code is cached under it."""
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__, hoisting.__file__))
 
 
 @functools.cache
@@ -114,17 +128,15 @@ def _rewrite_of(node: Node) -> Any:
         return None
     if 1 in (left.shape[-1], right.shape[-1]):
         return _vector_product
-    if _linear() is None or min(*left.shape[-2:], right.shape[-1]) < SMALLEST:
-        return None
-    if left.dim() == 2:
-        return _product
-    return _stacked_product if left.shape[0] <= MOST else None
+    if left.dim() == 3 and left.shape[0] > MOST and right.shape[-1] <= SMALL:
+        return _small_products
+    return functools.partial(_product, _by_onednn(left, right))
 
 
-def _call(graph: Graph, operation: Any, *arguments: Any) -> Node:
+def _call(graph: Graph, operation: Any, *arguments: Any, **named: Any) -> Node:
     """A new node, with the value (a fake tensor) that later passes look at."""
-    node = graph.call_function(operation, arguments)
-    node.meta["val"] = operation(*map_arg(arguments, _value))
+    node = graph.call_function(operation, arguments, named)
+    node.meta["val"] = operation(*map_arg(arguments, _value), **named)
     return node
 
 
@@ -132,20 +144,79 @@ def _value(node: Any) -> Any:
     return node.meta["val"]
 
 
-def _product(call: Any, *arguments: Node) -> Node:
+def _product(by_onednn: bool, call: Any, *arguments: Node) -> Node:
     *bias, left, right = arguments
-    transposed = call(aten.permute.default, right, [1, 0])
-    # The bias is added outside: oneDNN reads it as dense whatever its strides, and the loops around have room for it.
-    return _plus(call, call(_linear(), left, transposed, None, "none", [], ""), bias)
+    stacked = _value(left).dim() == 3
+    if not by_onednn:
+        product = call(aten.bmm.default if stacked else aten.mm.default, left, right)
+    elif not stacked:
+        product = _matrix_product(call, left, right)
+    else:
+        if _value(left).stride()[1:] != (_value(left).shape[2], 1):  # one transposition of all, not one for each
+            left = call(stored, call(aten.clone.default, left, memory_format=torch.contiguous_format))
+        products = []
+        for index in range(_value(left).shape[0]):
+            matrices = [call(aten.select.int, factor, 0, index) for factor in (left, right)]
+            products.append(call(aten.unsqueeze.default, _matrix_product(call, *matrices), 0))
+        product = call(aten.cat.default, products, 0)
+    return _plus(call, product, bias)
 
 
-def _stacked_product(call: Any, *arguments: Node) -> Node:
-    *bias, left, right = arguments
-    products = []
-    for index in range(_value(left).shape[0]):
-        matrices = [call(aten.select.int, factor, 0, index) for factor in (left, right)]
-        products.append(call(aten.unsqueeze.default, _product(call, *matrices), 0))
-    return _plus(call, call(aten.cat.default, products, 0), bias)
+def _matrix_product(call: Any, left: Node, right: Node) -> Node:
+    # Without the bias: oneDNN would read it as dense whatever its strides.
+    product: Node = call(_linear(), left, call(aten.permute.default, right, [1, 0]), None, "none", [], "")
+    return product
+
+
+def _by_onednn(left: Tensor, right: Tensor) -> bool:
+    """Whether oneDNN is the sooner one to multiply matrices, or stacks of them, of these shapes and strides."""
+    if _linear() is None or (left.dim() == 3 and left.shape[0] > MOST):
+        return False
+    shapes = [(tuple(factor.shape), tuple(factor.stride())) for factor in (left, right)]
+    seconds = seconds_by_library(*shapes, torch.get_num_threads())
+    return seconds["onednn"] < seconds["mkl"]
+
+
+@functools.cache
+def seconds_by_library(left: Layout, right: Layout, threads: int) -> dict[str, float]:
+    """Time a product of float32 by MKL and by oneDNN, in turns: the best of a few calls each.
+
+    Args:
+        left: shape and strides of [M, K], or [E, M, K].
+        right: of [K, N], or [E, K, N].
+        threads: torch's now; results are kept by it.
+
+    Returns:
+        Seconds of one product, by ``mkl`` and ``onednn``.
+    """
+    with unset_fake_temporarily(), torch.no_grad():
+        x, weight = (_random(*layout) for layout in (left, right))
+        multiply = torch.mm if x.dim() == 2 else torch.bmm
+        out = multiply(x, weight)
+
+        def by_mkl() -> None:
+            multiply(x, weight, out=out)
+
+        def by_onednn() -> None:
+            dense = x.contiguous()  # as _product and _lower_as_it_is arrange it
+            if x.dim() == 2:
+                _linear()(dense, weight.T, None, "none", [], "")
+                return
+            for index in range(len(x)):
+                out[index] = _linear()(dense[index], weight[index].T, None, "none", [], "")
+
+        best = {"mkl": math.inf, "onednn": math.inf}
+        for _ in range(TIMED):
+            for name, product in (("mkl", by_mkl), ("onednn", by_onednn)):
+                began = time.perf_counter()
+                product()
+                best[name] = min(best[name], time.perf_counter() - began)
+    return best
+
+
+def _random(shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+    size = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+    return torch.rand(size, generator=torch.Generator()).as_strided(shape, strides)
 
 
 def _vector_product(call: Any, *arguments: Node) -> Node:
@@ -155,6 +226,19 @@ def _vector_product(call: Any, *arguments: Node) -> Node:
     swapped = [1, 0] if _value(right).dim() == 2 else [0, 2, 1]
     terms = call(aten.mul.Tensor, left, call(aten.permute.default, right, swapped))
     return _plus(call, call(aten.sum.dim_IntList, terms, [-1], True), bias)
+
+
+def _small_products(call: Any, *arguments: Node) -> Node:
+    """Hundreds of small matrices, one for each channel, say: loops that vector instructions run through the stack."""
+    *bias, left, right = arguments
+    # [M, 1, K, E] * [1, N, K, E], summed over K. What is stored has the stack last in memory, too.
+    factors = []
+    for factor, axes, place in ((left, [1, 2, 0], 1), (right, [2, 1, 0], 0)):
+        turned = call(aten.permute.default, factor, axes)
+        turned = call(stored, call(aten.clone.default, turned, memory_format=torch.contiguous_format))
+        factors.append(call(aten.unsqueeze.default, turned, place))
+    total = call(stored, call(aten.sum.dim_IntList, call(aten.mul.Tensor, *factors), [2]))
+    return _plus(call, call(aten.permute.default, total, [2, 0, 1]), bias)
 
 
 def _plus(call: Any, product: Node, bias: Sequence[Node]) -> Node:

@@ -22,6 +22,7 @@ from serl_fast.engine.compiling import (
 )
 from serl_fast.engine.config import BELOW, EngineConfig, Execution
 from serl_fast.engine.graphs import CapturedProgram, CudaGraphs, Watch, own_memory
+from serl_fast.engine.memory import keep_freed_memory
 from serl_fast.engine.programs import Builder, Drawn, Parts, Program, draw, kept_of, rows_of
 
 Key = tuple[int, bool]
@@ -114,6 +115,8 @@ class Runner:
 
     def _first(self, key: Key, batch: Batch, at: int) -> list[dict[str, Tensor]]:
         """Build and run a program, on a lower rung from the same state where it fails."""
+        if self._device.type == "cpu":
+            keep_freed_memory()
         asked, failures = self.execution, []
         saved = None if asked == "eager" else self._save()
         while True:

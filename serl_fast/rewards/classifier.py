@@ -17,7 +17,7 @@ from serl_fast.core import AdamConfig, Agent, Batch, Loss, Noise, Objective
 from serl_fast.kernels.color_jitter import color_jitter
 from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.classifier import RewardClassifier
-from serl_fast.networks.encoder import dropout_mask
+from serl_fast.networks.encoder import draw_dropout_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +173,7 @@ def noise_source(
 
     def draw(generator: torch.Generator, batch_size: int, device: torch.device) -> Noise:
         def mask(rate: float, *shape: int) -> Tensor:
-            return dropout_mask(torch.rand(batch_size, *shape, generator=generator, device=device), rate)
+            return draw_dropout_mask((batch_size, *shape), rate, generator, device)
 
         noise: Noise = {}
         if config.crop_padding:

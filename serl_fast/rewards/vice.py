@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from serl_fast.core import AdamConfig, Agent, Batch, Compat, Loss, Noise, Objective, Observations
 from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.classifier import Discriminator
-from serl_fast.networks.encoder import dropout_mask
+from serl_fast.networks.encoder import draw_dropout_mask
 
 NORM_EPSILON = 1e-6  # added to every squared entry of the penalised gradient, as in the original
 
@@ -232,9 +232,10 @@ def noise_source(
         for prefix, rows in (("", 2 * batch_size), ("penalty_", 1 if config.compat else batch_size)):
             if config.encoder_dropout:
                 shape = discriminator.encoder.dropout_shape
-                noise[f"{prefix}dropout"] = dropout_mask(uniform(rows, *shape), config.encoder_dropout)
+                noise[f"{prefix}dropout"] = draw_dropout_mask((rows, *shape), config.encoder_dropout, generator, device)
             if config.dropout:
-                noise[f"{prefix}hidden_dropout"] = dropout_mask(uniform(rows, config.hidden), config.dropout)
+                shape = (rows, config.hidden)
+                noise[f"{prefix}hidden_dropout"] = draw_dropout_mask(shape, config.dropout, generator, device)
         return noise
 
     return draw

@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serl_fast.engine.cpu_passes import PLAIN, WITH_BIAS, CpuPasses, _linear
+from serl_fast.engine import cpu_passes
+from serl_fast.engine.cpu_passes import PLAIN, WITH_BIAS, CpuPasses, _linear, seconds_by_library
+from serl_fast.engine.hoisting import stored
 
-SLOW = {torch.ops.aten.tanh.default, *PLAIN, *WITH_BIAS}
+aten = torch.ops.aten
+LIBRARIES = [False, pytest.param(True, marks=pytest.mark.skipif(_linear() is None, reason="this torch has no oneDNN"))]
+"""Whether oneDNN is the sooner one."""
+
+
+def choose(monkeypatch, by_onednn):
+    monkeypatch.setattr(cpu_passes, "_by_onednn", lambda left, right: by_onednn)
 
 
 class Counting(CpuPasses):
@@ -40,13 +48,15 @@ def test_tanh_is_within_4e_7_of_the_exact_one_everywhere():
     )
     function, passes = compiled(lambda x: torch.tanh(x))
     found, exact = function(x).double(), torch.tanh(x.double())
-    assert torch.ops.aten.tanh.default not in passes.operations
+    assert aten.tanh.default not in passes.operations
     assert ((found - exact).abs() <= 4e-7 * exact.abs()).all()
     assert found.abs().max() <= 1
     assert function(torch.full_like(x, torch.nan)).isnan().all()
 
 
-def test_layers_and_their_gradients_stay_the_same():
+@pytest.mark.parametrize("by_onednn", LIBRARIES)
+def test_layers_and_their_gradients_stay_the_same(monkeypatch, by_onednn):
+    choose(monkeypatch, by_onednn)
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
@@ -68,8 +78,9 @@ def test_layers_and_their_gradients_stay_the_same():
     function, passes = compiled(loss_and_gradients)
     for found, expected in zip(function(x, *parameters), loss_and_gradients(x, *parameters), strict=True):
         torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-6)
-    assert not SLOW & set(passes.operations)
-    assert _linear() in passes.operations
+    assert not {aten.tanh.default, *WITH_BIAS} & set(passes.operations)
+    assert (_linear() in passes.operations) == by_onednn
+    assert bool(set(PLAIN) & set(passes.operations)) != by_onednn
 
 
 def test_scaled_products_and_other_dtypes_are_left_alone():
@@ -83,7 +94,9 @@ def test_scaled_products_and_other_dtypes_are_left_alone():
     assert {torch.ops.aten.addmm.default, torch.ops.aten.tanh.default} <= set(passes.operations)
 
 
-def test_a_bias_of_any_form_is_added_as_it_is():
+@pytest.mark.parametrize("by_onednn", LIBRARIES)
+def test_a_bias_of_any_form_is_added_as_it_is(monkeypatch, by_onednn):
+    choose(monkeypatch, by_onednn)
     x, weight, wide = torch.randn(16, 12), torch.randn(12, 9), torch.randn(9, 2)
 
     def function(x, weight, wide, one):
@@ -100,7 +113,10 @@ def test_a_bias_of_any_form_is_added_as_it_is():
         torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-6)
 
 
-def test_what_is_not_a_number_stays_so_in_products():
+@pytest.mark.parametrize("by_onednn", LIBRARIES)
+def test_what_is_not_a_number_stays_so_in_products(monkeypatch, by_onednn):
+    choose(monkeypatch, by_onednn)
+
     def function(x, weight):
         return x @ weight
 
@@ -123,3 +139,73 @@ def test_others_may_call_the_same_operation(shape, with_bias, attribute):
         return operation(x, weight, bias, attribute, [], "")
 
     assert torch.allclose(torch.compile(layer, fullgraph=True)(x), layer(x))
+
+
+@pytest.mark.skipif(_linear() is None, reason="this torch has no oneDNN")
+@pytest.mark.parametrize("left", [((3, 16, 12), (192, 12, 1)), ((3, 16, 12), (0, 1, 16)), ((16, 12), (12, 1))])
+def test_both_libraries_are_timed_on_the_layouts_of_the_product(left):
+    shape = (3, 12, 8) if len(left[0]) == 3 else (12, 8)
+    before = torch.get_rng_state()
+    seconds = seconds_by_library(left, (shape, (96, 8, 1)[-len(shape) :]), torch.get_num_threads())
+    assert set(seconds) == {"mkl", "onednn"}
+    assert all(0 < value < 10 for value in seconds.values())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(_linear() is None, reason="this torch has no oneDNN")
+@pytest.mark.parametrize("sooner", ["mkl", "onednn"])
+def test_a_product_goes_to_the_library_that_took_less_time(monkeypatch, sooner):
+    seconds = {"mkl": 1.0, "onednn": 1.0, sooner: 0.5}
+    monkeypatch.setattr(cpu_passes, "seconds_by_library", lambda *layouts: seconds)
+    function, passes = compiled(lambda x, weight: torch.relu(x @ weight))
+    x, weight = torch.randn(16, 12), torch.randn(12, 9)
+    torch.testing.assert_close(function(x, weight), torch.relu(x @ weight), rtol=2e-5, atol=1e-6)
+    assert (_linear() in passes.operations) == (sooner == "onednn")
+
+
+def test_stacks_of_small_matrices_become_loops():
+    generator = torch.Generator().manual_seed(0)
+    x, weight, scale = (
+        torch.randn(*shape, generator=generator) for shape in ((5, 4, 4, 40), (4, 4, 40, 8), (5, 40 * 8))
+    )
+    weight.requires_grad_()
+
+    def embeddings(x, weight):
+        rows = x.flatten(0, 2).t().contiguous().unflatten(1, (5, 16))
+        stack = weight.flatten(0, 1).permute(1, 0, 2).contiguous()
+        return torch.bmm(rows, stack).transpose(0, 1).flatten(1)
+
+    def value_and_gradient(x, weight):
+        value = embeddings(x, weight)
+        (gradient,) = torch.autograd.grad((value * scale).sum(), (weight,))
+        return value.detach(), gradient
+
+    function, passes = compiled(value_and_gradient)
+    for found, expected in zip(function(x, weight), value_and_gradient(x, weight), strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-5)
+    assert aten.bmm.default not in passes.operations
+    expected = torch.einsum("bhwc,hwcf->bcf", x, weight).flatten(1)
+    torch.testing.assert_close(function(x, weight)[0], expected.detach(), rtol=2e-5, atol=1e-5)
+
+
+def test_what_a_large_tensor_is_computed_with_is_computed_before_its_loop():
+    def step(x, count, rows):
+        correction = (-torch.expm1(count * -0.1)).sqrt()
+        shrunk = torch._foreach_div([x, x + 1], correction)
+        return shrunk[0] / torch.rsqrt(rows + 1e-6).unsqueeze(-1), shrunk[1], correction + 1
+
+    x, count, rows = torch.randn(128, 256), torch.tensor(3.0), torch.rand(128)
+    function, passes = compiled(step)
+    for found, expected in zip(function(x, count, rows), step(x, count, rows), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert passes.operations.count(stored) == 2  # the correction, once for all that use it, and the rows'
+    small, passes = compiled(step)
+    small(x[:1, :1], count, rows[:1])
+    assert stored not in passes.operations
+
+
+def test_what_is_stored_is_a_copy_outside_of_compiled_code_too():
+    x = torch.randn(3)
+    kept = stored(x)
+    assert torch.equal(kept, x)
+    assert kept.data_ptr() != x.data_ptr()

@@ -19,6 +19,7 @@ from serl_fast.networks.encoder import (
     ProprioceptionBranch,
     SpatialLearnedEmbeddings,
     StateNormalizer,
+    draw_dropout_mask,
     dropout_mask,
 )
 from serl_fast.networks.resnet10 import ResNet10, load_resnet10_params
@@ -248,6 +249,23 @@ def test_dropout_mask() -> None:
     assert torch.equal(encoder(observations, ones), encoder(observations))
     zeros = encoder(observations, torch.zeros(3, *encoder.dropout_shape))
     torch.testing.assert_close(zeros[:, :16], torch.zeros(3, 16))  # dense bias and norm bias are zero at first
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.999])
+def test_drawn_dropout_masks_drop_at_their_rate_and_independently(rate: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = 4099  # entries that are no multiple of the four that a word of 64 bits decides
+    mask = draw_dropout_mask((rows, 3, 67), rate, generator, "cpu")
+    kept = mask != 0
+    assert mask.shape == (rows, 3, 67)
+    torch.testing.assert_close(mask[kept], torch.full((int(kept.sum()),), 1 / (1 - rate)))
+    deviation = (rate * (1 - rate) / mask.numel()) ** 0.5
+    assert abs(1 - kept.double().mean().item() - rate) <= 5 * deviation + 2**-17
+    flat = kept.flatten()
+    for apart in (1, 2, 3, 4, 67):
+        together = (flat[apart:] & flat[:-apart]).double().mean().item()
+        assert abs(together - (1 - rate) ** 2) <= 10 * deviation + 2**-16
+    assert not torch.equal(mask, draw_dropout_mask(mask.shape, rate, generator, "cpu")) or rate == 0
 
 
 def test_detached_images_leave_only_the_proprioception_branch_a_gradient() -> None:

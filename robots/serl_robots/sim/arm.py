@@ -4,12 +4,8 @@ import numpy as np
 
 from serl_robots.robot import Array, RobotState
 from serl_robots.sim import panda
+from serl_robots.sim._mujoco import mujoco
 from serl_robots.sim.scene import Impedance, build_scene
-
-try:
-    import mujoco
-except ImportError as error:
-    raise ImportError("the simulated robot needs MuJoCo: pip install 'serl-robots[mujoco]'") from error
 
 
 class SimulatedFranka:

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
+
+from serl_robots.sim._mujoco import NO_OPENGL, mujoco
 
 EGL_PLATFORM_DEVICE = 0x313F  # EGL_EXT_platform_device
 
@@ -70,10 +71,7 @@ def _context_class() -> Any:
         context_class = importlib.import_module(f"mujoco.{name}").GLContext
         context_class(16, 16).free()
     except Exception as error:  # whatever a missing or broken OpenGL library raises
-        raise RuntimeError(
-            f"no OpenGL for images: {name} failed ({type(error).__name__}); on Debian or Ubuntu install "
-            "'libegl1 libgl1-mesa-dri' (EGL) or 'libosmesa6' (OSMesa)"
-        ) from error
+        raise RuntimeError(NO_OPENGL.format(name, type(error).__name__)) from error
     return context_class
 
 
