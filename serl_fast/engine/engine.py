@@ -37,6 +37,9 @@ class NonFiniteLossError(RuntimeError):
 class Engine:
     """Runs an agent's updates and its policy.
 
+    On the CPU the first update tells glibc to keep freed memory in the process, see
+    :func:`serl_fast.engine.memory.keep_freed_memory`.
+
     Args:
         agent: what to minimise; its networks are moved to ``device`` and trained in place.
         config: execution and precision.
