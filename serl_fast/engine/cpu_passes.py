@@ -38,7 +38,7 @@ PLAIN = (aten.mm.default, aten.bmm.default)
 WITH_BIAS = (aten.addmm.default, aten.baddbmm.default)
 MOST = 16  # matrices of a stack, such as the critics' layers; calls for hundreds of small ones would take longer
 SMALL = 16  # columns of the matrices of a stack that a loop multiplies sooner than a library
-TIMED = 10  # calls of each library, to choose one
+TIMED, LONGEST = 10, 0.1  # calls of each library, to choose one, and seconds after which two of them are enough
 
 # tanh(x) = x P(x^2) / Q(x^2) for |x| <= LIMIT, beyond which float32's tanh is 1; lowest powers first.
 # Source: Eigen, generic_fast_tanh_float; the same constants in XLA's EmitFastTanh.
@@ -206,7 +206,10 @@ def seconds_by_library(left: Layout, right: Layout, threads: int) -> dict[str, f
                 out[index] = _linear()(dense[index], weight[index].T, None, "none", [], "")
 
         best = {"mkl": math.inf, "onednn": math.inf}
-        for _ in range(TIMED):
+        started = time.perf_counter()
+        for calls in range(TIMED):
+            if calls >= 2 and time.perf_counter() - started > LONGEST:  # others are at work on this machine
+                break
             for name, product in (("mkl", by_mkl), ("onednn", by_onednn)):
                 began = time.perf_counter()
                 product()

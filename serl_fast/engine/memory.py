@@ -16,9 +16,9 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what this process frees for its next allocations, in place of giving it back to the system.
 
     A step frees all of its intermediate results and allocates the same ones again a moment later. glibc gives large
-    blocks back each time, and the system hands them out again page by page, each fault a microsecond or two: a third
-    of an update with cameras (``python -m benchmarks.freed_memory``). The process then stays as large as it once was;
-    the engine calls this at its first update, behind the loading of data.
+    blocks back each time, and the system hands them out again page by page, each fault a microsecond or two: a fifth
+    to a third of an update with cameras (``python -m benchmarks.freed_memory``). The process then stays as large as it
+    once was; the engine calls this at its first update, behind the loading of data.
 
     Blocks that were allocated before are given back as ever. Nothing is changed where the user has set one of glibc's
     own variables (``MALLOC_TRIM_THRESHOLD_`` and so on), or where the C library is another one.
