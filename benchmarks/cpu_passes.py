@@ -24,7 +24,7 @@ from torch.fx import Graph
 from benchmarks.interleaved import interleaved
 from benchmarks.machine import busy_cores, machine, markdown, quiet_or_caution
 from benchmarks.products import MatrixProducts
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import Workload, workloads_called
 from serl_fast.cli import main, parse
 from serl_fast.engine.cpu_passes import CpuPasses
 
@@ -110,11 +110,11 @@ def run(argv: list[str]) -> int:
     config = parse(CpuPassesConfig, argv, description=__doc__ or "")
     cores, busy = torch.get_num_threads(), [busy_cores()]
     parts = []
-    for name in config.workloads:
+    for workload in workloads_called(config.workloads):
         for threads in config.threads:
-            title = f"## {WORKLOADS[name]}, {threads} thread{'s' if threads > 1 else ''}"
+            title = f"## {workload}, {threads} thread{'s' if threads > 1 else ''}"
             header = "| | updates/s, median (quartiles) | over the first |\n| --- | --- | --- |"
-            parts.append(f"{title}\n\n{header}\n" + "\n".join(measure(WORKLOADS[name], threads, config)))
+            parts.append(f"{title}\n\n{header}\n" + "\n".join(measure(workload, threads, config)))
             print(parts[-1], flush=True)
     torch.set_num_threads(cores)
     busy.append(busy_cores())

@@ -23,7 +23,7 @@ import torch
 from benchmarks.children import Child, answers_alone, built_children, calls_per_second, serve
 from benchmarks.interleaved import Rate, summary, turns
 from benchmarks.machine import busy_cores, machine, markdown, quiet_or_caution
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import WORKLOADS, workloads_called
 from serl_fast.cli import main, parse
 
 KEPT, GIVEN_BACK = "kept", "given back"
@@ -96,10 +96,13 @@ def measure(workload: str, threads: int, config: FreedMemoryConfig) -> str:
     children, why = built_children(started, BUILD_LIMIT)
     try:
         if why:
-            raise RuntimeError(f"{workload}: {why}")
+            raise RuntimeError("; ".join(f"{workload}, memory {name}: {reason}" for name, reason in why.items()))
         answers: dict[str, list[dict[str, float]]] = {child.name: [] for child in children}
         for child in turns(children, config.rounds):
-            answers[child.name].append(child.ask("rate", seconds=config.seconds))
+            answer = child.ask("rate", seconds=config.seconds)
+            if "missing" in answer:
+                raise RuntimeError(f"{workload}, memory {child.name}: {answer['missing']}")
+            answers[child.name].append(answer)
     finally:
         for child in children:
             child.close()
@@ -120,6 +123,9 @@ def run(argv: list[str]) -> int:
         serve(Worker(workload, int(threads), memory), answers_alone())
         return 0
     config = parse(FreedMemoryConfig, argv, description=__doc__ or "")
+    workloads_called(config.workloads)
+    if config.output is not None and not config.output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder of --output {config.output} is not there; make it first")
     busy = [busy_cores()]
     rows = [
         "| update | given back: updates/s, median (quartiles) | page faults of one | largest process "

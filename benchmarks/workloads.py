@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -180,3 +180,15 @@ _ALL = (
     ),
 )
 WORKLOADS = {workload.name: workload for workload in _ALL}
+
+
+def workloads_called(names: Sequence[str]) -> list[Workload]:
+    """The workloads of these names.
+
+    Raises:
+        ValueError: there is none of such a name.
+    """
+    unknown = [name for name in names if name not in WORKLOADS]
+    if unknown:
+        raise ValueError(f"no workload is called {', '.join(unknown)}; choose from {', '.join(WORKLOADS)}")
+    return [WORKLOADS[name] for name in names]

@@ -37,7 +37,7 @@ aten = torch.ops.aten
 PLAIN = (aten.mm.default, aten.bmm.default)
 WITH_BIAS = (aten.addmm.default, aten.baddbmm.default)
 MOST = 16  # matrices of a stack, such as the critics' layers; calls for hundreds of small ones would take longer
-SMALL = 16  # columns of the matrices of a stack that a loop multiplies sooner than a library
+MANY, SMALL = 64, 16  # matrices, and columns of each: loops along such a stack are sooner than a library
 TIMED, LONGEST = 10, 0.1  # calls of each library, to choose one, and seconds after which two of them are enough
 
 # tanh(x) = x P(x^2) / Q(x^2) for |x| <= LIMIT, beyond which float32's tanh is 1; lowest powers first.
@@ -128,7 +128,7 @@ def _rewrite_of(node: Node) -> Any:
         return None
     if 1 in (left.shape[-1], right.shape[-1]):
         return _vector_product
-    if left.dim() == 3 and left.shape[0] > MOST and right.shape[-1] <= SMALL:
+    if left.dim() == 3 and left.shape[0] >= MANY and right.shape[-1] <= SMALL:
         return _small_products
     return functools.partial(_product, _by_onednn(left, right))
 

@@ -22,9 +22,8 @@ VIEWS = {
     aten.view.default,
 }  # fmt: skip
 
-_library = torch.library.Library("serl_fast", "FRAGMENT")
-_library.define("stored(Tensor x) -> Tensor")
-_library.impl("stored", torch.clone, "CompositeExplicitAutograd")
+_stored = torch.library.custom_op("serl_fast::stored", torch.clone, mutates_args=(), schema="(Tensor x) -> Tensor")
+_stored.register_fake(torch.empty_like)
 stored = torch.ops.serl_fast.stored.default
 """The same values, which Inductor has in memory before it goes on."""
 

@@ -166,7 +166,7 @@ def test_a_product_goes_to_the_library_that_took_less_time(monkeypatch, sooner):
 def test_stacks_of_small_matrices_become_loops():
     generator = torch.Generator().manual_seed(0)
     x, weight, scale = (
-        torch.randn(*shape, generator=generator) for shape in ((5, 4, 4, 40), (4, 4, 40, 8), (5, 40 * 8))
+        torch.randn(*shape, generator=generator) for shape in ((5, 4, 4, 72), (4, 4, 72, 8), (5, 72 * 8))
     )
     weight.requires_grad_()
 

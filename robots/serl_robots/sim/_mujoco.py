@@ -9,9 +9,10 @@ NO_OPENGL = (
 
 try:
     import mujoco as mujoco
-except ModuleNotFoundError as error:
-    raise ImportError("the simulated robot needs MuJoCo: pip install 'serl-robots[mujoco]'") from error
 except Exception as error:
-    # It loads the OpenGL library that MUJOCO_GL names at once, and raises whatever that raises.
-    named = os.environ.get("MUJOCO_GL", "OpenGL")
-    raise RuntimeError(NO_OPENGL.format(named, type(error).__name__)) from error
+    if isinstance(error, ModuleNotFoundError) and error.name == "mujoco":
+        raise ImportError("the simulated robot needs MuJoCo: pip install 'serl-robots[mujoco]'") from error
+    if not (named := os.environ.get("MUJOCO_GL")):
+        raise
+    # It loads the OpenGL library that the variable names at once, and raises whatever that raises.
+    raise ValueError(NO_OPENGL.format(f"MUJOCO_GL={named}", type(error).__name__)) from error
