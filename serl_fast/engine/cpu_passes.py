@@ -1,11 +1,12 @@
 """What Inductor is given for the CPU instead of operations that are slow there. Nothing else sees these rewrites.
 
-* **Products** go to the sooner of the two libraries that torch brings along: MKL, which torch chooses and which has
-  the lower overhead and multiplies the matrices of a stack side by side, or oneDNN, which also uses the AVX-512 units
-  of AMD's processors, one matrix of a stack after the other. Both are timed once for each shape and number of threads,
-  as the step is compiled; compiled code that comes from Inductor's cache keeps its choice. A bias is added outside,
-  where the loops around have room for it. Where a factor is a vector the product becomes a multiplication, and a sum,
-  that are part of these loops too.
+* **Products** are computed in the soonest of three ways: by MKL, which torch chooses and which has the lower overhead
+  and multiplies the matrices of a stack side by side; by MKL in pieces, so that there is one for each thread
+  (``engine.pieces``); or by oneDNN, the other library that torch brings along, which also uses the AVX-512 units of
+  AMD's processors, one matrix of a stack after the other. They are timed once for each shape and number of threads, as
+  the step is compiled; compiled code that comes from Inductor's cache keeps its choice. A bias is added outside, where
+  the loops around have room for it. Where a factor is a vector the product becomes a multiplication, and a sum, that
+  are part of these loops too.
 * **tanh** becomes a quotient of polynomials which is within 4e-7 of it, relatively, everywhere (tested), in a quarter
   of the time of the vector library's, which is exact to one unit in the last place. XLA and Eigen use this quotient,
   so HIL-SERL's own networks were trained with it. The gradient, 1 - tanh^2, follows from the value as before.
@@ -16,10 +17,12 @@ What each is worth is in ``docs/design/0007-execution.md``.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import statistics
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,18 +30,23 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import Graph, Node, map_arg
 
-from serl_fast.engine import hoisting
+from serl_fast.engine import hoisting, pieces
 from serl_fast.engine.hoisting import hoist, stored
+from serl_fast.engine.pieces import bmm_in_pieces, calls_in_pieces, lower_in_pieces, pieces_of
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and strides."""
+
+Way = Literal["mkl", "mkl_in_pieces", "onednn"]
 
 aten = torch.ops.aten
 PLAIN = (aten.mm.default, aten.bmm.default)
 WITH_BIAS = (aten.addmm.default, aten.baddbmm.default)
 MOST = 16  # matrices of a stack, such as the critics' layers; calls for hundreds of small ones would take longer
+WAKING = 0.3  # seconds, of which torch's threads need some to be spread over the cores
 MANY, SMALL = 64, 16  # matrices, and columns of each: loops along such a stack are sooner than a library
-TIMED, LONGEST = 10, 0.1  # calls of each library, to choose one, and seconds after which two of them are enough
+SAME = 1.15  # times MKL's time: up to there pieces are preferred, which gain most where every thread has a core
+TIMED, LONGEST = 10, 0.1  # turns, to choose a way, and seconds after which two of them are enough
 
 # tanh(x) = x P(x^2) / Q(x^2) for |x| <= LIMIT, beyond which float32's tanh is 1; lowest powers first.
 # Source: Eigen, generic_fast_tanh_float; the same constants in XLA's EmitFastTanh.
@@ -59,6 +67,7 @@ class CpuPasses(CustomGraphPass):
     """Rewrites a traced graph, gradients included, before Inductor lowers it: float32 on the CPU alone."""
 
     def __init__(self) -> None:
+        lower_in_pieces()
         if _linear() is not None:
             _lower_as_it_is()
 
@@ -74,7 +83,7 @@ class CpuPasses(CustomGraphPass):
 
     def uuid(self) -> Any:
         """Of this file: compiled code is cached under it."""
-        return get_hash_for_files((__file__, hoisting.__file__))
+        return get_hash_for_files((__file__, hoisting.__file__, pieces.__file__))
 
 
 @functools.cache
@@ -130,7 +139,7 @@ def _rewrite_of(node: Node) -> Any:
         return _vector_product
     if left.dim() == 3 and left.shape[0] >= MANY and right.shape[-1] <= SMALL:
         return _small_products
-    return functools.partial(_product, _by_onednn(left, right))
+    return functools.partial(_product, _soonest(left, right))
 
 
 def _call(graph: Graph, operation: Any, *arguments: Any, **named: Any) -> Node:
@@ -144,11 +153,15 @@ def _value(node: Any) -> Any:
     return node.meta["val"]
 
 
-def _product(by_onednn: bool, call: Any, *arguments: Node) -> Node:
+def _product(way: Way, call: Any, *arguments: Node) -> Node:
     *bias, left, right = arguments
     stacked = _value(left).dim() == 3
-    if not by_onednn:
+    if way == "mkl":
         product = call(aten.bmm.default if stacked else aten.mm.default, left, right)
+    elif way == "mkl_in_pieces":
+        stacks = [left, right] if stacked else [call(aten.unsqueeze.default, factor, 0) for factor in (left, right)]
+        product = call(bmm_in_pieces, *stacks, _pieces(_value(left)))
+        product = product if stacked else call(aten.squeeze.dim, product, 0)
     elif not stacked:
         product = _matrix_product(call, left, right)
     else:
@@ -168,18 +181,26 @@ def _matrix_product(call: Any, left: Node, right: Node) -> Node:
     return product
 
 
-def _by_onednn(left: Tensor, right: Tensor) -> bool:
-    """Whether oneDNN is the sooner one to multiply matrices, or stacks of them, of these shapes and strides."""
-    if _linear() is None or (left.dim() == 3 and left.shape[0] > MOST):
-        return False
+def _pieces(left: Tensor) -> int:
+    """Into how many pieces to cut each left factor: one where its stack has a matrix for every thread anyway."""
+    threads = torch.get_num_threads()
+    return pieces_of(left.shape[-2], threads) if left.shape[:-2].numel() < threads else 1
+
+
+def _soonest(left: Tensor, right: Tensor) -> Way:
+    """The way to multiply matrices, or stacks of them, of these shapes and strides."""
+    if left.dim() == 3 and left.shape[0] > MOST:
+        return "mkl"
     shapes = [(tuple(factor.shape), tuple(factor.stride())) for factor in (left, right)]
-    seconds = seconds_by_library(*shapes, torch.get_num_threads())
-    return seconds["onednn"] < seconds["mkl"]
+    times = dict(relative_times(*shapes, torch.get_num_threads()))
+    if times.get("mkl_in_pieces", math.inf) < SAME:
+        del times["mkl"]
+    return min(times, key=lambda way: times[way])
 
 
 @functools.cache
-def seconds_by_library(left: Layout, right: Layout, threads: int) -> dict[str, float]:
-    """Time a product of float32 by MKL and by oneDNN, in turns: the best of a few calls each.
+def relative_times(left: Layout, right: Layout, threads: int) -> dict[Way, float]:
+    """Time a product of float32 in all ways that there are for it, in turns.
 
     Args:
         left: shape and strides of [M, K], or [E, M, K].
@@ -187,15 +208,25 @@ def seconds_by_library(left: Layout, right: Layout, threads: int) -> dict[str, f
         threads: torch's now; results are kept by it.
 
     Returns:
-        Seconds of one product, by ``mkl`` and ``onednn``.
+        What ``mkl_in_pieces`` (where there are fewer matrices than threads, and something to cut) and ``onednn``
+        (where this torch has it) take of what ``mkl`` takes in the same turn, medians; 1 for ``mkl``.
     """
     with unset_fake_temporarily(), torch.no_grad():
+        _wake(threads)
         x, weight = (_random(*layout) for layout in (left, right))
         multiply = torch.mm if x.dim() == 2 else torch.bmm
         out = multiply(x, weight)
+        pieces = _pieces(x)
 
         def by_mkl() -> None:
             multiply(x, weight, out=out)
+
+        stacks = (x, weight, out) if x.dim() == 3 else (x[None], weight[None], out[None])
+        calls = calls_in_pieces(*stacks, pieces)
+
+        def in_pieces() -> None:
+            for factor, stack, part in calls:
+                torch.bmm(factor, stack, out=part)
 
         def by_onednn() -> None:
             dense = x.contiguous()  # as _product and _lower_as_it_is arrange it
@@ -205,16 +236,31 @@ def seconds_by_library(left: Layout, right: Layout, threads: int) -> dict[str, f
             for index in range(len(x)):
                 out[index] = _linear()(dense[index], weight[index].T, None, "none", [], "")
 
-        best = {"mkl": math.inf, "onednn": math.inf}
+        ways: dict[Way, Callable[[], None]] = {"mkl": by_mkl}
+        if pieces > 1:
+            ways["mkl_in_pieces"] = in_pieces
+        if _linear() is not None:
+            ways["onednn"] = by_onednn
+        turns: list[list[float]] = []
         started = time.perf_counter()
-        for calls in range(TIMED):
-            if calls >= 2 and time.perf_counter() - started > LONGEST:  # others are at work on this machine
-                break
-            for name, product in (("mkl", by_mkl), ("onednn", by_onednn)):
-                began = time.perf_counter()
+        # Behind the first one, which finds nothing in the caches and has oneDNN write its code.
+        while len(turns) <= 2 or (len(turns) <= TIMED and time.perf_counter() - started < LONGEST):
+            times = [time.perf_counter()]
+            for product in ways.values():
                 product()
-                best[name] = min(best[name], time.perf_counter() - began)
-    return best
+                times.append(time.perf_counter())
+            turns.append([end - begin for begin, end in itertools.pairwise(times)])
+    ratios = ([seconds / turn[0] for seconds in turn] for turn in turns[1:])
+    return dict(zip(ways, map(statistics.median, zip(*ratios, strict=True)), strict=True))
+
+
+@functools.cache
+def _wake(threads: int) -> None:
+    """Have threads that slept while the step was traced spread over the cores: two on one make equal shares unequal."""
+    x = torch.ones(256, 256)
+    started = time.perf_counter()
+    while threads > 1 and time.perf_counter() - started < WAKING:
+        x @ x
 
 
 def _random(shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:

@@ -6,16 +6,23 @@ import pytest
 import torch
 
 from serl_fast.engine import cpu_passes
-from serl_fast.engine.cpu_passes import PLAIN, WITH_BIAS, CpuPasses, _linear, seconds_by_library
+from serl_fast.engine.cpu_passes import PLAIN, WITH_BIAS, CpuPasses, _linear, relative_times
 from serl_fast.engine.hoisting import stored
+from serl_fast.engine.pieces import bmm_in_pieces, pieces_of
 
 aten = torch.ops.aten
-LIBRARIES = [False, pytest.param(True, marks=pytest.mark.skipif(_linear() is None, reason="this torch has no oneDNN"))]
-"""Whether oneDNN is the sooner one."""
+has_onednn = pytest.mark.skipif(_linear() is None, reason="this torch has no oneDNN")
+WAYS = ["mkl", "mkl_in_pieces", pytest.param("onednn", marks=has_onednn)]
 
 
-def choose(monkeypatch, by_onednn):
-    monkeypatch.setattr(cpu_passes, "_by_onednn", lambda left, right: by_onednn)
+def choose(monkeypatch, way):
+    """This way for every product, and pieces of four rows."""
+    monkeypatch.setattr(cpu_passes, "_soonest", lambda left, right: way)
+    monkeypatch.setattr(cpu_passes, "_pieces", lambda left: max(left.shape[-2] // 4, 1))
+
+
+def operations_of(way):
+    return {"mkl": set(PLAIN), "mkl_in_pieces": {bmm_in_pieces}, "onednn": {_linear()}}[way]
 
 
 class Counting(CpuPasses):
@@ -54,9 +61,9 @@ def test_tanh_is_within_4e_7_of_the_exact_one_everywhere():
     assert function(torch.full_like(x, torch.nan)).isnan().all()
 
 
-@pytest.mark.parametrize("by_onednn", LIBRARIES)
-def test_layers_and_their_gradients_stay_the_same(monkeypatch, by_onednn):
-    choose(monkeypatch, by_onednn)
+@pytest.mark.parametrize("way", WAYS)
+def test_layers_and_their_gradients_stay_the_same(monkeypatch, way):
+    choose(monkeypatch, way)
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
@@ -79,8 +86,8 @@ def test_layers_and_their_gradients_stay_the_same(monkeypatch, by_onednn):
     for found, expected in zip(function(x, *parameters), loss_and_gradients(x, *parameters), strict=True):
         torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-6)
     assert not {aten.tanh.default, *WITH_BIAS} & set(passes.operations)
-    assert (_linear() in passes.operations) == by_onednn
-    assert bool(set(PLAIN) & set(passes.operations)) != by_onednn
+    for other in ("mkl", "mkl_in_pieces", "onednn"):
+        assert bool(operations_of(other) & set(passes.operations)) == (other == way)
 
 
 def test_scaled_products_and_other_dtypes_are_left_alone():
@@ -94,9 +101,9 @@ def test_scaled_products_and_other_dtypes_are_left_alone():
     assert {torch.ops.aten.addmm.default, torch.ops.aten.tanh.default} <= set(passes.operations)
 
 
-@pytest.mark.parametrize("by_onednn", LIBRARIES)
-def test_a_bias_of_any_form_is_added_as_it_is(monkeypatch, by_onednn):
-    choose(monkeypatch, by_onednn)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_bias_of_any_form_is_added_as_it_is(monkeypatch, way):
+    choose(monkeypatch, way)
     x, weight, wide = torch.randn(16, 12), torch.randn(12, 9), torch.randn(9, 2)
 
     def function(x, weight, wide, one):
@@ -113,9 +120,9 @@ def test_a_bias_of_any_form_is_added_as_it_is(monkeypatch, by_onednn):
         torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("by_onednn", LIBRARIES)
-def test_what_is_not_a_number_stays_so_in_products(monkeypatch, by_onednn):
-    choose(monkeypatch, by_onednn)
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_not_a_number_stays_so_in_products(monkeypatch, way):
+    choose(monkeypatch, way)
 
     def function(x, weight):
         return x @ weight
@@ -129,7 +136,7 @@ def test_what_is_not_a_number_stays_so_in_products(monkeypatch, by_onednn):
 @pytest.mark.parametrize("shape", [(4, 16), (4, 3, 16)])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("attribute", ["none", "relu"])
-@pytest.mark.skipif(_linear() is None, reason="this torch has no oneDNN")
+@has_onednn
 def test_others_may_call_the_same_operation(shape, with_bias, attribute):
     x, weight, bias = torch.randn(*shape), torch.randn(8, 16), torch.randn(8) if with_bias else None
     operation = _linear()
@@ -141,26 +148,72 @@ def test_others_may_call_the_same_operation(shape, with_bias, attribute):
     assert torch.allclose(torch.compile(layer, fullgraph=True)(x), layer(x))
 
 
-@pytest.mark.skipif(_linear() is None, reason="this torch has no oneDNN")
-@pytest.mark.parametrize("left", [((3, 16, 12), (192, 12, 1)), ((3, 16, 12), (0, 1, 16)), ((16, 12), (12, 1))])
-def test_both_libraries_are_timed_on_the_layouts_of_the_product(left):
+@pytest.mark.parametrize("left", [((3, 64, 12), (768, 12, 1)), ((3, 64, 12), (0, 1, 64)), ((64, 12), (12, 1))])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_ways_are_timed_on_the_layouts_of_the_product(monkeypatch, left, threads):
     shape = (3, 12, 8) if len(left[0]) == 3 else (12, 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    relative_times.cache_clear()
     before = torch.get_rng_state()
-    seconds = seconds_by_library(left, (shape, (96, 8, 1)[-len(shape) :]), torch.get_num_threads())
-    assert set(seconds) == {"mkl", "onednn"}
-    assert all(0 < value < 10 for value in seconds.values())
+    times = relative_times(left, (shape, (96, 8, 1)[-len(shape) :]), threads)
+    absent = {"mkl_in_pieces": threads == 1, "onednn": _linear() is None}
+    assert set(times) == {"mkl"} | {way for way in absent if not absent[way]}
+    assert times["mkl"] == 1
+    assert all(0 < value < 1000 for value in times.values())
     assert torch.equal(torch.get_rng_state(), before)
+    relative_times.cache_clear()
 
 
-@pytest.mark.skipif(_linear() is None, reason="this torch has no oneDNN")
-@pytest.mark.parametrize("sooner", ["mkl", "onednn"])
-def test_a_product_goes_to_the_library_that_took_less_time(monkeypatch, sooner):
-    seconds = {"mkl": 1.0, "onednn": 1.0, sooner: 0.5}
-    monkeypatch.setattr(cpu_passes, "seconds_by_library", lambda *layouts: seconds)
+@pytest.mark.parametrize(
+    ("times", "way"),
+    [
+        ({"mkl": 1.0, "onednn": 2.0}, "mkl"),
+        ({"mkl": 1.0, "onednn": 0.9}, "onednn"),
+        ({"mkl": 1.0, "mkl_in_pieces": 1.1, "onednn": 2.0}, "mkl_in_pieces"),  # as good as the same
+        ({"mkl": 1.0, "mkl_in_pieces": 1.3, "onednn": 2.0}, "mkl"),
+        ({"mkl": 1.0, "mkl_in_pieces": 0.7, "onednn": 0.6}, "onednn"),
+    ],
+)
+@has_onednn
+def test_a_product_is_computed_in_the_way_that_took_least_time(monkeypatch, times, way):
+    monkeypatch.setattr(cpu_passes, "relative_times", lambda *layouts: times)
+    monkeypatch.setattr(cpu_passes, "_pieces", lambda left: 4)
     function, passes = compiled(lambda x, weight: torch.relu(x @ weight))
     x, weight = torch.randn(16, 12), torch.randn(12, 9)
     torch.testing.assert_close(function(x, weight), torch.relu(x @ weight), rtol=2e-5, atol=1e-6)
-    assert (_linear() in passes.operations) == (sooner == "onednn")
+    assert operations_of(way) & set(passes.operations)
+
+
+@pytest.mark.parametrize(
+    ("rows", "threads", "pieces"),
+    [(256, 1, 1), (256, 2, 2), (256, 4, 4), (256, 3, 8), (256, 16, 16), (64, 8, 4), (39, 4, 1), (7, 4, 1), (1, 4, 1)],
+)
+def test_pieces_are_equal_and_give_all_threads_the_same(rows, threads, pieces):
+    assert pieces_of(rows, threads) == pieces
+
+
+@pytest.mark.parametrize("called_from_cpp", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+def test_products_in_pieces_are_the_same_products(called_from_cpp, count):
+    """Of factors that are dense, transposed, one for all, parts of others, and neither dense nor transposed."""
+    generator = torch.Generator().manual_seed(0)
+    dense, wide, one, weight = (
+        torch.randn(*shape, generator=generator)
+        for shape in ((count, 32, 12), (count, 12, 64), (32, 12), (count, 12, 9))
+    )
+    lefts = (dense, wide.mT[:, 32:], one.expand(count, -1, -1), wide.mT[:, ::2])
+
+    def products(weight, *lefts):
+        hidden = [bmm_in_pieces(left, weight * 2, 4).relu_() for left in lefts]
+        return *hidden, bmm_in_pieces(hidden[0].mT.repeat(1, 2, 1)[:, :12], hidden[1] + 1, 3)
+
+    hidden = [torch.relu(left @ (weight * 2)) for left in lefts]
+    expected = (*hidden, hidden[0].mT.repeat(1, 2, 1)[:, :12] @ (hidden[1] + 1))
+    CpuPasses()  # tells Inductor how it lowers them
+    function = torch.compile(products, fullgraph=True, dynamic=False, options={"cpp_wrapper": called_from_cpp})
+    for of in (products, function):
+        for found, correct in zip(of(weight, *lefts), expected, strict=True):
+            torch.testing.assert_close(found, correct, rtol=2e-5, atol=2e-5)
 
 
 def test_stacks_of_small_matrices_become_loops():
