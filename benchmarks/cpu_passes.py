@@ -3,13 +3,14 @@
 python -m benchmarks.cpu_passes --output docs/results/cpu_passes.md
 
 Rows add one change after the other: the step as torch compiles it; with the sooner library for every product, loops for
-small ones and a quotient for tanh (``engine.cpu_passes``); with what a whole loop shares computed before it
-(``engine.hoisting``); without dynamo's look at every module before a call, and with C++ in place of Python calling the
-kernels (``engine.compiling``).
+small ones and a quotient for tanh (``engine.cpu_passes``); with products in pieces, one for each thread
+(``engine.pieces``); with what a whole loop shares computed before it (``engine.hoisting``); without dynamo's look at
+every module before a call, and with C++ in place of Python calling the kernels (``engine.compiling``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,23 +27,44 @@ from benchmarks.machine import busy_cores, machine, markdown, quiet_or_caution
 from benchmarks.products import MatrixProducts
 from benchmarks.workloads import Workload, workloads_called
 from serl_fast.cli import main, parse
-from serl_fast.engine.cpu_passes import CpuPasses
+from serl_fast.engine.cpu_passes import CpuPasses, relative_times
 
 
-class Rewrites(CpuPasses):
-    """Without what ``engine.hoisting`` does."""
+class Without(CpuPasses):
+    """Without parts of it.
+
+    Args:
+        pieces: products may be cut into pieces (``engine.pieces``).
+    """
+
+    def __init__(self, *, pieces: bool) -> None:
+        super().__init__()
+        self._pieces = pieces
 
     def __call__(self, graph: Graph) -> None:
-        with mock.patch("serl_fast.engine.cpu_passes.hoist"):
+        passes = "serl_fast.engine.cpu_passes"
+        whole = contextlib.nullcontext() if self._pieces else mock.patch(f"{passes}._pieces", return_value=1)
+        relative_times.cache_clear()  # knows the ways that were open
+        with mock.patch(f"{passes}.hoist"), whole:
             super().__call__(graph)
+        relative_times.cache_clear()
 
     def uuid(self) -> Any:
-        return super().uuid() + b"alone"
+        return super().uuid() + b"pieces" * self._pieces + b"alone"
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as torch compiles it": {"guard_filter_fn": None, "post_grad_custom_post_pass": None, "cpp_wrapper": False},
-    "+ rewritten operations": {"guard_filter_fn": None, "cpp_wrapper": False, "post_grad_custom_post_pass": Rewrites()},
+    "+ rewritten operations": {
+        "guard_filter_fn": None,
+        "cpp_wrapper": False,
+        "post_grad_custom_post_pass": Without(pieces=False),
+    },
+    "+ products in pieces": {
+        "guard_filter_fn": None,
+        "cpp_wrapper": False,
+        "post_grad_custom_post_pass": Without(pieces=True),
+    },
     "+ computed before loops": {"guard_filter_fn": None, "cpp_wrapper": False},
     "+ no look at modules": {"cpp_wrapper": False},
     "+ called from C++ (as it is)": {},
