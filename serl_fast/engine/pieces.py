@@ -20,7 +20,7 @@ Stack = tuple[Sequence[int], Sequence[int]]
 View = tuple[tuple[int, ...], tuple[int, ...], int]
 """Shape, strides and offset."""
 
-FEWEST_ROWS = 16  # of a piece: each reads the whole right factor
+FEWEST_ROWS = 64  # of a piece: each reads the whole right factor
 
 
 def pieces_of(rows: int, threads: int) -> int:
