@@ -16,6 +16,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -192,7 +193,7 @@ def run(argv: Sequence[str]) -> int:
     flags = checked(argv, parser())
     chosen, failed = selection(flags), False
     for device in devices(flags.device):
-        results = begun(flags, device, f"python -m benchmarks {' '.join(argv)}".rstrip())
+        results = begun(flags, device, f"python -m benchmarks {shlex.join(argv)}".rstrip())
         several = flags.output and "," in flags.device
         folder = prepared(flags.output / device if several else flags.output or new_folder(results.machine))
         measure(results, chosen, flags.passes, folder)
@@ -248,7 +249,7 @@ def repeat(argv: Sequence[str]) -> int:
     flags = checked(argv, parsed)
     chosen, device, found = selection(flags), devices(flags.device)[0], []
     for index in range(flags.times):
-        results = begun(flags, device, f"python -m benchmarks repeat {' '.join(argv)}")
+        results = begun(flags, device, f"python -m benchmarks repeat {shlex.join(argv)}")
         folder = prepared(flags.output / str(index + 1)) if flags.output else None
         measure(results, chosen, flags.passes, folder)
         if folder is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -221,7 +222,7 @@ def report(config: ClassifierRewardConfig, output: Path, argv: list[str]) -> Non
     ]
     text = [
         "# A classifier of images in place of the simulation's reward",
-        f"```\npython -m benchmarks.classifier_reward {' '.join(argv)}\n```",
+        f"```\npython -m benchmarks.classifier_reward {shlex.join(argv)}\n```",
         "PickCube, the policy from the state. Reward and the end of an episode come from a classifier of one 64 px "
         "camera, for demonstrations, training and evaluations alike. The simulation's own verdict labels the frames "
         "that the classifier learns from, and measures **true success**; learning never sees it. *By the reward*: what "

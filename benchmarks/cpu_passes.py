@@ -11,6 +11,7 @@ every module before a call, and with C++ in place of Python calling the kernels 
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def run(argv: list[str]) -> int:
     busy.append(busy_cores())
     head = [
         "# What the rewrites of the compiled step are worth on the CPU",
-        f"```\npython -m benchmarks.cpu_passes {' '.join(argv)}\n```",
+        f"```\npython -m benchmarks.cpu_passes {shlex.join(argv)}\n```",
         markdown(machine() | quiet_or_caution(busy)),
     ]
     tail = (

@@ -6,6 +6,7 @@ python -m benchmarks.fixed_batch --updates 300 --batch_size 32 --output docs/res
 from __future__ import annotations
 
 import random
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,7 @@ def write(rows: list[tuple[float, ...]], config: FixedBatchConfig, output: Path,
         "weights. Every update crops the images anew and moves the targets, so no loss reaches zero; the actor's "
         "follows the critics. "
         f"From the first row to the last: {falls} smaller.",
-        f"```\npython -m benchmarks.fixed_batch {' '.join(argv)}\n```",
+        f"```\npython -m benchmarks.fixed_batch {shlex.join(argv)}\n```",
         f"![losses]({png.name})",
         "\n".join(f"| {' | '.join(line)} |" for line in lines),
         markdown(machine()),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import shlex
 import statistics
 import sys
 from collections.abc import Callable
@@ -139,7 +140,7 @@ def run(argv: list[str]) -> int:
     busy.append(busy_cores())
     parts = [
         "# What it is worth that a process keeps the memory it frees",
-        f"```\npython -m benchmarks.freed_memory {' '.join(argv)}\n```",
+        f"```\npython -m benchmarks.freed_memory {shlex.join(argv)}\n```",
         markdown(machine() | quiet_or_caution(busy)),
         "\n".join(rows),
         f"Two processes in turns, {config.rounds} rounds of {config.seconds:g} s each; the ratio is the median over "

@@ -239,7 +239,7 @@ def report(results: Mapping[str, list[Path]], config: CurvesConfig, output: Path
     ]
     text = [
         "# Learning curves",
-        f"```\npython -m benchmarks.learning_curves {' '.join(argv)}\n```",
+        f"```\npython -m benchmarks.learning_curves {shlex.join(argv)}\n```",
         f"{config.num_demos} demonstrations of the scripted expert, {len(config.seeds)} seeds; one gradient step per "
         "environment step, actor and learner in turn (`--synchronous`), so a run does not depend on the machine's "
         "speed. A scripted operator intervenes during training, never in the evaluations that are drawn. "

@@ -9,6 +9,7 @@ the runs.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def run(argv: list[str]) -> int:
         plot(results, config, png)
         text = [
             "# Learning from cached features",
-            f"```\npython -m benchmarks.learning_curves_features {' '.join(argv)}\n```",
+            f"```\npython -m benchmarks.learning_curves_features {shlex.join(argv)}\n```",
             f"{ENV}, wrist camera of 32 px behind a frozen ResNet-10 with random weights, {config.num_demos} "
             f"demonstrations, {len(config.seeds)} seeds, one gradient step per environment step (`--synchronous`). "
             "Columns as in [the learning curves](learning_curves.md); minutes of a machine that did other work too.",
