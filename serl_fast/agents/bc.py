@@ -24,7 +24,8 @@ from serl_fast.agents.sac import policy
 from serl_fast.agents.sac_config import check_networks
 from serl_fast.core import AdamConfig, Agent, Batch, Compat, Loss, Noise, Objective, Observations
 from serl_fast.kernels.random_crop import random_crop
-from serl_fast.networks.encoder import Encoder, draw_dropout_mask, make_encoder
+from serl_fast.networks.dropout import draw_dropout_mask
+from serl_fast.networks.encoder import Encoder, make_encoder
 from serl_fast.networks.policy import ActionDistribution, Policy, StdParameterization
 
 

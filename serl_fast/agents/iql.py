@@ -28,7 +28,7 @@ from serl_fast.agents.bc import hidden_dropout_names
 from serl_fast.agents.offline import OfflineConfig, check_not_negative, check_positive
 from serl_fast.agents.parts import add_target
 from serl_fast.core import AdamConfig, Agent, Batch, Loss, Noise, Objective, Observations
-from serl_fast.networks.encoder import dropout_mask
+from serl_fast.networks.dropout import dropout_mask
 from serl_fast.networks.mlp import MLP, at_least_float32, linear
 from serl_fast.networks.policy import ActionDistribution, Policy, StdParameterization
 

@@ -13,7 +13,8 @@ from serl_fast.agents.sac_config import SACConfig
 from serl_fast.core import Batch, Loss, Noise, Objective, TargetUpdate
 from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.critic import CriticEnsemble
-from serl_fast.networks.encoder import Encoder, draw_dropout_mask, make_encoder
+from serl_fast.networks.dropout import draw_dropout_mask
+from serl_fast.networks.encoder import Encoder, make_encoder
 from serl_fast.networks.policy import ActionDistribution, Policy, Temperature
 
 SQUASH_LIMIT = 1 - 1e-6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -17,47 +16,6 @@ from serl_fast.networks.camera_head import SpatialLearnedEmbeddings as SpatialLe
 from serl_fast.networks.mlp import LAYER_NORM_EPSILON, linear
 from serl_fast.networks.resnet10 import ResNet10
 from serl_fast.networks.trunks import feature_shape_of, is_frozen, make_trunk
-
-DROPOUT_RATE = 0.1
-
-
-def dropout_mask(uniform: Tensor, rate: float = DROPOUT_RATE) -> Tensor:
-    """The multiplicative dropout mask that belongs to uniform noise: 0 with probability ``rate``, else 1 / (1
-    - rate).
-
-    Args:
-        uniform: drawn from [0, 1), any shape.
-        rate: probability of dropping, 0 <= rate < 1.
-
-    Returns:
-        float32 of the same shape.
-    """
-    return (uniform >= rate).float() / (1.0 - rate)
-
-
-def draw_dropout_mask(
-    shape: Sequence[int], rate: float, generator: torch.Generator, device: torch.device | str
-) -> Tensor:
-    """A random :func:`dropout_mask`: each entry dropped by itself, with a probability within 2^-17 of ``rate``.
-
-    Sixteen random bits decide on an entry, where ``torch.rand`` would draw 32: the masks of two cameras are half a
-    million entries, which a CPU draws one after the other.
-
-    Args:
-        shape: of the mask.
-        rate: probability of dropping, 0 <= rate < 1.
-        generator: of ``device``.
-        device: where the mask is made.
-
-    Returns:
-        float32 of ``shape``: 0, or 1 / (1 - rate).
-    """
-    size = math.prod(shape)
-    words = torch.empty(-(-size // 4), dtype=torch.int64, device=device)
-    bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:size].view(*shape)
-    dropped = min(round(rate * 2**16), 2**16 - 1) - 2**15  # bits below are
-    # bits >= dropped by arithmetic that float32 does exactly: comparison and choice take a CPU four times as long.
-    return bits.float().sub_(dropped - 1).clamp_(0.0, 1.0).mul_(1.0 / (1.0 - rate))
 
 
 class StateNormalizer(nn.Module):
@@ -296,8 +254,8 @@ class Encoder(nn.Module):
             observations: ``state`` float [B, P] or [B, T, p] with T * p = P, and for each camera uint8 images
                 [B, (T,) H, W, 3] or trunk features float [B, (T,) h, w, C].
             dropout: multiplicative mask on the pooled features, float [B, *dropout_shape], already scaled
-                (see :func:`dropout_mask`); cameras in the order of ``image_keys``, then frames. Absent for
-                none.
+                (see :func:`serl_fast.networks.dropout.dropout_mask`); cameras in the order of ``image_keys``, then
+                frames. Absent for none.
             detach_images: no gradient passes into trained trunks and camera heads (HIL-SERL's actor loss trains only
                 the proprioception branch of the shared encoder).
 

@@ -17,7 +17,7 @@ from serl_fast.core import AdamConfig, Agent, Batch, Loss, Noise, Objective
 from serl_fast.kernels.color_jitter import color_jitter
 from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.classifier import RewardClassifier
-from serl_fast.networks.encoder import draw_dropout_mask
+from serl_fast.networks.dropout import draw_dropout_mask
 
 
 @dataclasses.dataclass(frozen=True)

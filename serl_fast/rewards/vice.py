@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from serl_fast.core import AdamConfig, Agent, Batch, Compat, Loss, Noise, Objective, Observations
 from serl_fast.kernels.random_crop import random_crop
 from serl_fast.networks.classifier import Discriminator
-from serl_fast.networks.encoder import draw_dropout_mask
+from serl_fast.networks.dropout import draw_dropout_mask
 
 NORM_EPSILON = 1e-6  # added to every squared entry of the penalised gradient, as in the original
 

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from serl_fast import safe_pickle
 from serl_fast.kernels.random_crop import random_crop
+from serl_fast.networks.dropout import draw_dropout_mask, dropout_mask
 from serl_fast.networks.encoder import (
     CameraHead,
     Encoder,
     ProprioceptionBranch,
     SpatialLearnedEmbeddings,
     StateNormalizer,
-    draw_dropout_mask,
-    dropout_mask,
 )
 from serl_fast.networks.resnet10 import ResNet10, load_resnet10_params
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from serl_fast.networks.encoder import Encoder, dropout_mask, make_encoder
+from serl_fast.networks.dropout import dropout_mask
+from serl_fast.networks.encoder import Encoder, make_encoder
 from serl_fast.networks.resnet10 import ResNet10
 from serl_fast.networks.trunks import ImpalaSmall, SmallCNN
 

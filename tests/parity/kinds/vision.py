@@ -14,7 +14,8 @@ from serl_fast.agents.parts import image_preparation
 from serl_fast.agents.sac_config import SACConfig
 from serl_fast.interop.flax_names import fill, module_leaves
 from serl_fast.kernels.random_crop import random_crop
-from serl_fast.networks.encoder import CameraHead, dropout_mask, make_encoder
+from serl_fast.networks.dropout import dropout_mask
+from serl_fast.networks.encoder import CameraHead, make_encoder
 from serl_fast.networks.resnet10 import ResNet10, load_resnet10_params
 from tests.parity.fixture import Fixture, FixtureError, statistics
 from tests.parity.library import Library
